@@ -1,0 +1,392 @@
+// window_resample on the CPU: one row of output at a time, in three vectorised steps: sample, cover, finish.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "checks.h"
+#include "cpu/rows.h"
+#include "cpu/simd.h"
+#include "dtypes.h"
+#include "math/sampling.h"
+
+namespace fastmed {
+namespace {
+
+constexpr int64_t kRowsPerTask = 8;
+constexpr int kBlock = 128;
+
+template <class Voxel>
+struct VolumeView {
+  const Voxel* data;
+  int64_t stride_z, stride_y;
+  int32_t lengths[3];
+};
+
+// Four voxel rows (z and y neighbours) become one.
+template <class Voxel, class Real, int kRows>
+struct BlendRows {
+  FASTMED_HD static void run(const Voxel* const* rows, const Real* weights, int64_t length, Real* __restrict line) {
+    const Voxel* __restrict row0 = rows[0];
+    const Voxel* __restrict row1 = rows[kRows > 1 ? 1 : 0];
+    const Voxel* __restrict row2 = rows[kRows > 2 ? 2 : 0];
+    const Voxel* __restrict row3 = rows[kRows > 3 ? 3 : 0];
+    const Real w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
+    for (int64_t x = 0; x < length; ++x) {
+      Real sum = w0 * static_cast<Real>(row0[x]);
+      if constexpr (kRows > 1) sum += w1 * static_cast<Real>(row1[x]);
+      if constexpr (kRows > 2) sum += w2 * static_cast<Real>(row2[x]);
+      if constexpr (kRows > 3) sum += w3 * static_cast<Real>(row3[x]);
+      line[x] = sum;
+    }
+  }
+};
+
+template <class Real>
+struct GatherPairs {
+  FASTMED_HD static void run(const Real* __restrict line, AxisTaps<Real> taps, int64_t length,
+                             Real* __restrict sampled) {
+    const int32_t* __restrict low = taps.low;
+    const int32_t* __restrict high = taps.high;
+    const Real* __restrict weight_low = taps.weight_low;
+    const Real* __restrict weight_high = taps.weight_high;
+    for (int64_t x = 0; x < length; ++x) {
+      sampled[x] = weighted(weight_low[x], line[low[x]]) + weighted(weight_high[x], line[high[x]]);
+    }
+  }
+};
+
+template <class Voxel, class Real>
+struct GatherVoxels {
+  FASTMED_HD static void run(const Voxel* __restrict row, const int32_t* __restrict index,
+                             const Real* __restrict coverage, int64_t length, Real* __restrict sampled) {
+    for (int64_t x = 0; x < length; ++x) sampled[x] = weighted(coverage[x], static_cast<Real>(row[index[x]]));
+  }
+};
+
+// Positions along a row of output in all three axes: start + step * x.
+struct Line {
+  double start[3], step[3];
+};
+
+// Any matrix. Voxels are fetched one by one into blocks, everything else runs on vectors.
+template <class Voxel, class Real, bool kFill>
+struct SampleLinear {
+  FASTMED_HD static void run(VolumeView<Voxel> volume, Line line, int64_t length, Real* __restrict sampled,
+                             Real* __restrict uncovered) {
+    alignas(64) int32_t low[3][kBlock], high[3][kBlock];
+    alignas(64) Real weight_low[3][kBlock], weight_high[3][kBlock], coverage[3][kBlock];
+    alignas(64) Voxel corners[8][kBlock];
+    for (int64_t first = 0; first < length; first += kBlock) {
+      const int count = static_cast<int>(length - first < kBlock ? length - first : kBlock);
+      for (int axis = 0; axis < 3; ++axis) {
+        const double start = line.start[axis], step = line.step[axis];
+        const int32_t axis_length = volume.lengths[axis];
+        for (int x = 0; x < count; ++x) {
+          const double position = start + step * static_cast<double>(static_cast<int32_t>(first) + x);
+          const Tap<Real> tap =
+              kFill ? fill_tap<Real>(position, axis_length) : edge_tap<Real>(position, axis_length);
+          low[axis][x] = tap.low;
+          high[axis][x] = tap.high;
+          weight_low[axis][x] = tap.weight_low;
+          weight_high[axis][x] = tap.weight_high;
+          coverage[axis][x] = tap.coverage;
+        }
+      }
+      for (int x = 0; x < count; ++x) {
+        const int64_t z0 = low[0][x] * volume.stride_z, z1 = high[0][x] * volume.stride_z;
+        const int64_t y0 = low[1][x] * volume.stride_y, y1 = high[1][x] * volume.stride_y;
+        const Voxel* column0 = volume.data + low[2][x];
+        const Voxel* column1 = volume.data + high[2][x];
+        corners[0][x] = column0[z0 + y0];
+        corners[1][x] = column1[z0 + y0];
+        corners[2][x] = column0[z0 + y1];
+        corners[3][x] = column1[z0 + y1];
+        corners[4][x] = column0[z1 + y0];
+        corners[5][x] = column1[z1 + y0];
+        corners[6][x] = column0[z1 + y1];
+        corners[7][x] = column1[z1 + y1];
+      }
+      for (int x = 0; x < count; ++x) {
+        Real sum = 0;
+        for (int corner = 0; corner < 8; ++corner) {
+          const Real wz = corner & 4 ? weight_high[0][x] : weight_low[0][x];
+          const Real wy = corner & 2 ? weight_high[1][x] : weight_low[1][x];
+          const Real wx = corner & 1 ? weight_high[2][x] : weight_low[2][x];
+          const Real voxel = static_cast<Real>(corners[corner][x]);
+          sum += std::is_integral_v<Voxel> ? wz * wy * wx * voxel : weighted(wz * wy * wx, voxel);
+        }
+        sampled[first + x] = sum;
+        if constexpr (kFill) {
+          uncovered[first + x] = Real(1) - coverage[0][x] * coverage[1][x] * coverage[2][x];
+        }
+      }
+    }
+  }
+};
+
+template <class Voxel, class Real, bool kFill>
+struct SampleNearest {
+  FASTMED_HD static void run(VolumeView<Voxel> volume, Line line, int64_t length, Real* __restrict sampled,
+                             Real* __restrict uncovered) {
+    alignas(64) int32_t index[3][kBlock];
+    alignas(64) int32_t inside[kBlock];
+    for (int64_t first = 0; first < length; first += kBlock) {
+      const int count = static_cast<int>(length - first < kBlock ? length - first : kBlock);
+      for (int x = 0; x < count; ++x) inside[x] = 1;
+      for (int axis = 0; axis < 3; ++axis) {
+        const double start = line.start[axis], step = line.step[axis];
+        const int32_t axis_length = volume.lengths[axis];
+        for (int x = 0; x < count; ++x) {
+          const double position = start + step * static_cast<double>(static_cast<int32_t>(first) + x);
+          const int32_t nearest = nearest_index(position, axis_length);
+          index[axis][x] = clamp_index(nearest, axis_length);
+          inside[x] &= nearest == index[axis][x] ? 1 : 0;
+        }
+      }
+      for (int x = 0; x < count; ++x) {
+        const int64_t offset = index[0][x] * volume.stride_z + index[1][x] * volume.stride_y + index[2][x];
+        const Real voxel = static_cast<Real>(volume.data[offset]);
+        sampled[first + x] = !kFill || inside[x] ? voxel : Real(0);
+        if constexpr (kFill) uncovered[first + x] = inside[x] ? Real(0) : Real(1);
+      }
+    }
+  }
+};
+
+template <class Real>
+struct Uncover {
+  FASTMED_HD static void run(Real row_coverage, const Real* __restrict coverage, int64_t length,
+                             Real* __restrict uncovered) {
+    for (int64_t x = 0; x < length; ++x) uncovered[x] = Real(1) - row_coverage * coverage[x];
+  }
+};
+
+// Integers round half to even and saturate.
+template <class Out, class Real>
+FASTMED_HD Out convert(Real value) {
+  if constexpr (std::is_integral_v<Out>) {
+    constexpr Real lowest = std::numeric_limits<Out>::lowest(), highest = std::numeric_limits<Out>::max();
+    const Real rounded = std::nearbyint(value);
+    const Real above = rounded > lowest ? rounded : lowest;
+    return static_cast<Out>(above < highest ? above : highest);
+  } else if constexpr (std::is_floating_point_v<Out>) {
+    return static_cast<Out>(value);
+  } else {
+    return static_cast<Out>(static_cast<float>(value));
+  }
+}
+
+template <class Real, class Out>
+struct Finish {
+  FASTMED_HD static void run(const Real* __restrict sampled, const Real* __restrict uncovered,
+                             Intensity<Real> intensity, int64_t length, Out* __restrict out) {
+    if (uncovered) {
+      for (int64_t x = 0; x < length; ++x) out[x] = convert<Out>(apply(intensity, sampled[x], uncovered[x]));
+    } else {
+      for (int64_t x = 0; x < length; ++x) out[x] = convert<Out>(apply(intensity, sampled[x], Real(0)));
+    }
+  }
+};
+
+// The arguments of one call, unpacked.
+struct Request {
+  std::vector<Tensor> volumes;
+  ParameterRows matrix, scale, shift, window, fill;  // window and fill may be absent
+  int64_t size[3];
+  bool nearest;
+
+  Matrix matrix_of(int64_t output) const { return read_matrix(matrix.row(output)); }
+};
+
+template <class Voxel>
+VolumeView<Voxel> view_of(const Tensor& volume) {
+  return {static_cast<const Voxel*>(volume.const_data_ptr()),
+          volume.stride(0),
+          volume.stride(1),
+          {static_cast<int32_t>(volume.size(0)), static_cast<int32_t>(volume.size(1)),
+           static_cast<int32_t>(volume.size(2))}};
+}
+
+// Fills rows of samples for one output after another, keeping what rows of one output share.
+template <class Voxel, class Real>
+class RowSampler {
+ public:
+  explicit RowSampler(const Request& request)
+      : request_(request), length_(request.size[2]), taps_(length_), sampled_(length_), uncovered_(length_) {}
+
+  const Real* sampled() const { return sampled_.data(); }
+  const Real* uncovered() const { return request_.fill.present() ? uncovered_.data() : nullptr; }
+
+  void start(int64_t output) {
+    const int64_t source = request_.volumes.size() == 1 ? 0 : output;
+    volume_ = view_of<Voxel>(request_.volumes[source]);
+    matrix_ = request_.matrix_of(output);
+    axis_aligned_ = is_axis_aligned(matrix_, request_.size, request_.nearest ? 0.0 : kPositionTolerance);
+    if (!axis_aligned_) return;
+    const double step = matrix_.rows[2][2], origin = matrix_.rows[2][3];
+    for (int64_t x = 0; x < length_; ++x) {
+      taps_.set(x, tap(origin + step * static_cast<double>(x), volume_.lengths[2]));
+    }
+    const auto [first, last] = taps_.range();
+    taps_.move(-first);
+    first_ = first;
+    line_.resize(last - first + 1);
+  }
+
+  void sample(int64_t z, int64_t y) {
+    if (axis_aligned_) return sample_axis_aligned(z, y);
+    Line line;
+    for (int axis = 0; axis < 3; ++axis) {
+      line.start[axis] = row_start(matrix_, axis, static_cast<double>(z), static_cast<double>(y));
+      line.step[axis] = matrix_.rows[axis][2];
+    }
+    const bool fill = request_.fill.present();
+    if (request_.nearest) {
+      fill ? run<SampleNearest<Voxel, Real, true>>(volume_, line, length_, sampled_.data(), uncovered_.data())
+           : run<SampleNearest<Voxel, Real, false>>(volume_, line, length_, sampled_.data(), uncovered_.data());
+    } else {
+      fill ? run<SampleLinear<Voxel, Real, true>>(volume_, line, length_, sampled_.data(), uncovered_.data())
+           : run<SampleLinear<Voxel, Real, false>>(volume_, line, length_, sampled_.data(), uncovered_.data());
+    }
+  }
+
+ private:
+  Tap<Real> tap(double position, int32_t length) const {
+    if (request_.nearest) {
+      const int32_t nearest = nearest_index(position, length);
+      const int32_t index = clamp_index(nearest, length);
+      const Real weight = nearest == index || !request_.fill.present() ? Real(1) : Real(0);
+      return {index, index, weight, Real(0), weight};
+    }
+    return request_.fill.present() ? fill_tap<Real>(position, length) : edge_tap<Real>(position, length);
+  }
+
+  static std::array<std::pair<int32_t, Real>, 2> neighbours(const Tap<Real>& tap) {
+    return {{{tap.low, tap.weight_low}, {tap.high, tap.weight_high}}};
+  }
+
+  void sample_axis_aligned(int64_t z, int64_t y) {
+    const Tap<Real> tap_z = tap(matrix_.rows[0][0] * static_cast<double>(z) + matrix_.rows[0][3], volume_.lengths[0]);
+    const Tap<Real> tap_y = tap(matrix_.rows[1][1] * static_cast<double>(y) + matrix_.rows[1][3], volume_.lengths[1]);
+    const Voxel* rows[4];
+    Real weights[4] = {};
+    int count = 0;
+    for (const auto& [index_z, weight_z] : neighbours(tap_z)) {
+      for (const auto& [index_y, weight_y] : neighbours(tap_y)) {
+        if (weight_z == Real(0) || weight_y == Real(0)) continue;
+        rows[count] = volume_.data + index_z * volume_.stride_z + index_y * volume_.stride_y + first_;
+        weights[count++] = weight_z * weight_y;
+      }
+    }
+    if (count == 0) {
+      std::fill(sampled_.begin(), sampled_.end(), Real(0));
+    } else if (request_.nearest) {
+      run<GatherVoxels<Voxel, Real>>(rows[0], taps_.low.data(), taps_.weight_low.data(), length_, sampled_.data());
+    } else {
+      blend(rows, weights, count);
+      run<GatherPairs<Real>>(line_.data(), taps_.pointers(), length_, sampled_.data());
+    }
+    if (request_.fill.present()) {
+      run<Uncover<Real>>(tap_z.coverage * tap_y.coverage, taps_.coverage.data(), length_, uncovered_.data());
+    }
+  }
+
+  void blend(const Voxel* const* rows, const Real* weights, int count) {
+    const auto length = static_cast<int64_t>(line_.size());
+    switch (count) {
+      case 1: return run<BlendRows<Voxel, Real, 1>>(rows, weights, length, line_.data());
+      case 2: return run<BlendRows<Voxel, Real, 2>>(rows, weights, length, line_.data());
+      default: return run<BlendRows<Voxel, Real, 4>>(rows, weights, length, line_.data());
+    }
+  }
+
+  const Request& request_;
+  const int64_t length_;
+  VolumeView<Voxel> volume_;
+  Matrix matrix_;
+  bool axis_aligned_;
+  int64_t first_;  // where line_ starts in the volume's rows
+  AxisTable<Real> taps_;
+  std::vector<Real> line_, sampled_, uncovered_;
+};
+
+template <class Real>
+Intensity<Real> intensity_of(const Request& request, int64_t output) {
+  return make_intensity<Real>(*request.scale.row(output), *request.shift.row(output), request.window.row(output),
+                              request.fill.row(output));
+}
+
+// A row of samples becomes a row of output voxels of one dtype.
+template <class Real>
+using FinishRow = void (*)(const Real* sampled, const Real* uncovered, const Intensity<Real>& intensity,
+                           int64_t length, void* out);
+
+template <class Real, class Out>
+void finish_row(const Real* sampled, const Real* uncovered, const Intensity<Real>& intensity, int64_t length,
+                void* out) {
+  run<Finish<Real, Out>>(sampled, uncovered, intensity, length, static_cast<Out*>(out));
+}
+
+template <class Voxel, class Real>
+void resample(const Request& request, int64_t outputs, FinishRow<Real> finish, Tensor& out) {
+  const auto [depth, height, width] = request.size;
+  char* const data = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t row_bytes = width * static_cast<int64_t>(out.element_size());
+  const auto fill_rows = [&, depth = depth, height = height, width = width](int64_t begin, int64_t end) {
+    RowSampler<Voxel, Real> sampler(request);
+    Intensity<Real> intensity{};
+    int64_t current = -1;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t output = row / (depth * height);
+      if (output != current) {
+        sampler.start(output);
+        intensity = intensity_of<Real>(request, output);
+        current = output;
+      }
+      sampler.sample(row / height % depth, row % height);
+      finish(sampler.sampled(), sampler.uncovered(), intensity, width, data + row * row_bytes);
+    }
+  };
+  torch::stable::parallel_for(0, outputs * depth * height, kRowsPerTask, fill_rows);
+}
+
+template <class Real>
+void resample_as(const Request& request, int64_t outputs, Tensor& out) {
+  const FinishRow<Real> finish = for_voxel_dtype(
+      out.scalar_type(), "dtype", []<class Out>() -> FinishRow<Real> { return finish_row<Real, Out>; });
+  for_voxel_dtype(request.volumes[0].scalar_type(), "volume", [&]<class Voxel>() {
+    if constexpr (std::is_same_v<Real, double> || !(std::is_same_v<Voxel, double> || std::is_same_v<Voxel, int32_t>)) {
+      resample<Voxel, Real>(request, outputs, finish, out);
+    }
+  });
+}
+
+Tensor window_resample(std::vector<Tensor> volumes, Tensor matrix, std::vector<int64_t> size, Tensor scale,
+                       Tensor shift, std::optional<Tensor> window, std::optional<Tensor> fill, bool nearest,
+                       ScalarType dtype) {
+  const int64_t outputs = check_window_resample(volumes, matrix, size, scale, shift, window, fill);
+  Tensor out = torch::stable::new_empty(volumes[0], {outputs, size[0], size[1], size[2]}, dtype);
+  const Request request{volumes,
+                        ParameterRows(matrix),
+                        ParameterRows(scale),
+                        ParameterRows(shift),
+                        ParameterRows(window),
+                        ParameterRows(fill),
+                        {size[0], size[1], size[2]},
+                        nearest};
+  needs_double(volumes[0].scalar_type(), dtype) ? resample_as<double>(request, outputs, out)
+                                                : resample_as<float>(request, outputs, out);
+  return out;
+}
+
+}  // namespace
+}  // namespace fastmed
+
+STABLE_TORCH_LIBRARY_IMPL(fastmed, CPU, m) {
+  m.impl("window_resample", TORCH_BOX(&fastmed::window_resample));
+}

@@ -1,0 +1,87 @@
+// What the CPU resamplers share: parameters by output, and tables of taps along one axis.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "checks.h"
+#include "math/sampling.h"
+
+namespace fastmed {
+
+// A matrix whose off-diagonal entries move no sample by more than this many voxels counts as axis-aligned.
+constexpr double kPositionTolerance = 1e-6;
+
+// float64 parameters, one row per output or one for all; absent ones give null.
+class ParameterRows {
+ public:
+  explicit ParameterRows(const std::optional<Tensor>& tensor) {
+    if (!tensor) return;
+    data_ = static_cast<const double*>(tensor->const_data_ptr());
+    stride_ = tensor->size(0) == 1 ? 0 : tensor->stride(0);
+  }
+
+  bool present() const { return data_ != nullptr; }
+  const double* row(int64_t output) const { return data_ ? data_ + output * stride_ : nullptr; }
+
+ private:
+  const double* data_ = nullptr;
+  int64_t stride_ = 0;
+};
+
+inline Matrix read_matrix(const double* values) {
+  Matrix matrix;
+  std::copy(values, values + 12, &matrix.rows[0][0]);
+  return matrix;
+}
+
+inline bool is_axis_aligned(const Matrix& matrix, const int64_t* size, double tolerance) {
+  for (int row = 0; row < 3; ++row) {
+    for (int column = 0; column < 3; ++column) {
+      const double reach = std::abs(matrix.rows[row][column]) * static_cast<double>(size[column]);
+      if (row != column && !(reach <= tolerance)) return false;
+    }
+  }
+  return true;
+}
+
+template <class Real>
+struct AxisTaps {
+  const int32_t *low, *high;
+  const Real *weight_low, *weight_high;
+};
+
+// The taps of every output index along one axis, as structure of arrays.
+template <class Real>
+struct AxisTable {
+  std::vector<int32_t> low, high;
+  std::vector<Real> weight_low, weight_high, coverage;
+
+  explicit AxisTable(int64_t length)
+      : low(length), high(length), weight_low(length), weight_high(length), coverage(length) {}
+
+  void set(int64_t index, const Tap<Real>& tap) {
+    low[index] = tap.low;
+    high[index] = tap.high;
+    weight_low[index] = tap.weight_low;
+    weight_high[index] = tap.weight_high;
+    coverage[index] = tap.coverage;
+  }
+
+  // First and last voxel that any tap reads.
+  std::pair<int32_t, int32_t> range() const {
+    return {*std::min_element(low.begin(), low.end()), *std::max_element(high.begin(), high.end())};
+  }
+
+  void move(int32_t offset) {
+    for (int32_t& index : low) index += offset;
+    for (int32_t& index : high) index += offset;
+  }
+
+  AxisTaps<Real> pointers() const { return {low.data(), high.data(), weight_low.data(), weight_high.data()}; }
+};
+
+}  // namespace fastmed

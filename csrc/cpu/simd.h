@@ -1,0 +1,65 @@
+// Compiles a kernel for several instruction sets and picks one at run time; wheels target plain x86-64.
+#pragma once
+
+#include "math/host_device.h"
+
+namespace fastmed {
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#define FASTMED_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2")))
+#define FASTMED_AVX512 \
+  __attribute__((target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")))
+
+enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+
+inline InstructionSet detect_instruction_set() {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2")) {
+    return InstructionSet::kBaseline;
+  }
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return avx512 ? InstructionSet::kAvx512 : InstructionSet::kAvx2;
+}
+
+inline const InstructionSet instruction_set = detect_instruction_set();
+
+template <class Kernel, class... Args>
+FASTMED_AVX2 void run_avx2(Args... args) {
+  Kernel::run(args...);
+}
+
+template <class Kernel, class... Args>
+FASTMED_AVX512 void run_avx512(Args... args) {
+  Kernel::run(args...);
+}
+
+template <class Kernel, class... Args>
+void run_baseline(Args... args) {
+  Kernel::run(args...);
+}
+
+// Kernel::run must be FASTMED_HD, so that it is compiled anew inside each of the three.
+template <class Kernel, class... Args>
+inline void run(Args... args) {
+  switch (instruction_set) {
+    case InstructionSet::kAvx512:
+      return run_avx512<Kernel>(args...);
+    case InstructionSet::kAvx2:
+      return run_avx2<Kernel>(args...);
+    case InstructionSet::kBaseline:
+      return run_baseline<Kernel>(args...);
+  }
+}
+
+#else
+
+template <class Kernel, class... Args>
+inline void run(Args... args) {
+  Kernel::run(args...);
+}
+
+#endif
+
+}  // namespace fastmed

@@ -1,0 +1,146 @@
+// Where an output voxel samples its volume, with which weights, and what becomes of the sampled value.
+#pragma once
+
+#include <cstdint>
+
+#include "math/host_device.h"
+
+namespace fastmed {
+
+// Maps an output index (z, y, x, 1) to an input index; rows give the input's z, y and x.
+struct Matrix {
+  double rows[3][4];
+};
+
+// Input index, along one axis, of output voxel (z, y, 0). Adding rows[axis][2] * x gives that of (z, y, x).
+FASTMED_HD double row_start(const Matrix& matrix, int axis, double z, double y) {
+  const double* row = matrix.rows[axis];
+  return row[0] * z + row[1] * y + row[3];
+}
+
+// NaN gives low, so that no index ever leaves the volume.
+FASTMED_HD double clamp_position(double position, double low, double high) {
+  const double above = position > low ? position : low;
+  return above < high ? above : high;
+}
+
+// Position must fit 32 bits.
+FASTMED_HD int32_t floor_to_int(double position) {
+  const int32_t truncated = static_cast<int32_t>(position);
+  return truncated - (position < truncated ? 1 : 0);
+}
+
+FASTMED_HD int32_t clamp_index(int32_t index, int32_t length) {
+  const int32_t above = index > 0 ? index : 0;
+  return above < length ? above : length - 1;
+}
+
+// The two neighbours of a position along one axis, and the share of the weight that lies inside the volume.
+template <class Real>
+struct Tap {
+  int32_t low, high;
+  Real weight_low, weight_high, coverage;
+};
+
+// The lower of the two voxels that edge_tap reads.
+FASTMED_HD int32_t edge_index(double position, int32_t length) {
+  return static_cast<int32_t>(clamp_position(position, 0.0, length - 1.0));
+}
+
+// A position outside takes the value of the edge.
+template <class Real>
+FASTMED_HD Tap<Real> edge_tap(double position, int32_t length) {
+  const double inside = clamp_position(position, 0.0, length - 1.0);
+  const int32_t low = static_cast<int32_t>(inside);
+  const double fraction = inside - low;
+  const int32_t high = low + 1 < length ? low + 1 : low;
+  return {low, high, static_cast<Real>(1.0 - fraction), static_cast<Real>(fraction), Real(1)};
+}
+
+// Neighbours outside the volume weigh nothing; what the coverage lacks to one belongs to the fill value.
+template <class Real>
+FASTMED_HD Tap<Real> fill_tap(double position, int32_t length) {
+  const double near = clamp_position(position, -1.0, length);
+  const int32_t low = floor_to_int(near);
+  const double fraction = near - low;
+  const double weight_low = low >= 0 && low < length ? 1.0 - fraction : 0.0;
+  const double weight_high = low + 1 < length ? fraction : 0.0;
+  return {clamp_index(low, length), clamp_index(low + 1, length), static_cast<Real>(weight_low),
+          static_cast<Real>(weight_high), static_cast<Real>(weight_low + weight_high)};
+}
+
+// A voxel that weighs nothing contributes nothing, NaN and infinity included.
+template <class Real>
+FASTMED_HD Real weighted(Real weight, Real value) {
+  return weight == Real(0) ? Real(0) : weight * value;
+}
+
+// Trilinear interpolation in a contiguous volume of floats; taps along z, y, x.
+template <class Real, class Voxel>
+FASTMED_HD Real interpolate_corners(const Voxel* volume, int64_t stride_z, int64_t stride_y, const Tap<Real>* taps) {
+  Real sum = 0;
+  for (int corner = 0; corner < 8; ++corner) {
+    const Tap<Real>&z = taps[0], &y = taps[1], &x = taps[2];
+    const Real weight = (corner & 4 ? z.weight_high : z.weight_low) * (corner & 2 ? y.weight_high : y.weight_low) *
+                        (corner & 1 ? x.weight_high : x.weight_low);
+    const int64_t offset = (corner & 4 ? z.high : z.low) * stride_z + (corner & 2 ? y.high : y.low) * stride_y +
+                           (corner & 1 ? x.high : x.low);
+    sum += weighted(weight, static_cast<Real>(volume[offset]));
+  }
+  return sum;
+}
+
+// The lowest class of the highest value; a single class stands for sigmoid(value) > 0.5.
+template <class ValueOf>
+FASTMED_HD int64_t argmax_of(int64_t classes, const ValueOf& value_of) {
+  auto best = value_of(0);
+  if (classes == 1) return best > 0 ? 1 : 0;
+  int64_t label = 0;
+  for (int64_t channel = 1; channel < classes; ++channel) {
+    const auto value = value_of(channel);
+    label = value > best ? channel : label;
+    best = value > best ? value : best;
+  }
+  return label;
+}
+
+// floor(position + 0.5), or -1 or length where that lies outside.
+FASTMED_HD int32_t nearest_index(double position, int32_t length) {
+  return floor_to_int(clamp_position(position + 0.5, -1.0, length));
+}
+
+// True more than half a voxel beyond the first or last voxel centre.
+FASTMED_HD bool is_outside(double position, int32_t length) {
+  return !(position >= -0.5 && position <= length - 0.5);
+}
+
+// Rescale and window folded into one multiply-add: interpolation is linear, so it may come first.
+template <class Real>
+struct Intensity {
+  Real gain, bias, fill;  // fill: what a voxel wholly outside adds to bias
+  bool clamped;
+};
+
+template <class Real>
+FASTMED_HD Intensity<Real> make_intensity(double scale, double shift, const double* window, const double* fill) {
+  const double low = window ? window[0] : 0.0;
+  const double width = window ? window[1] - window[0] : 1.0;
+  return {static_cast<Real>(scale / width), static_cast<Real>((shift - low) / width),
+          static_cast<Real>(fill ? (*fill - shift) / width : 0.0), window != nullptr};
+}
+
+// Comparisons are written so that NaN passes through.
+template <class Real>
+FASTMED_HD Real clamp_unit(Real value) {
+  const Real above = value < Real(0) ? Real(0) : value;
+  return above > Real(1) ? Real(1) : above;
+}
+
+// sampled is the weighted sum over the voxels inside, uncovered the weight of those outside.
+template <class Real>
+FASTMED_HD Real apply(const Intensity<Real>& intensity, Real sampled, Real uncovered) {
+  const Real value = intensity.gain * sampled + intensity.bias + intensity.fill * uncovered;
+  return intensity.clamped ? clamp_unit(value) : value;
+}
+
+}  // namespace fastmed

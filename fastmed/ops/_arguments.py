@@ -1,0 +1,64 @@
+"""Checks and conversions of the arguments that several ops share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def checked_size(size: Sequence[int]) -> list[int]:
+    """Three lengths, none of them zero."""
+    lengths = list(size)
+    if len(lengths) != 3:
+        raise ValueError(f"size: expected 3 lengths (z, y, x), got {lengths}")
+    if any(length < 1 for length in lengths):
+        raise ValueError(f"size: expected lengths of at least 1, got {lengths}")
+    return lengths
+
+
+def checked_matrix(matrix: Tensor, device: torch.device, counts: Sequence[int] | None) -> Tensor:
+    """A [1 or N, 3, 4] float64 tensor on device; N must be one of counts, where given."""
+    if not isinstance(matrix, Tensor) or not matrix.dtype.is_floating_point:
+        raise TypeError("matrix: expected a float32 or float64 tensor")
+    if matrix.dim() not in (2, 3) or tuple(matrix.shape[-2:]) != (3, 4):
+        raise ValueError(f"matrix: expected [3, 4] or [N, 3, 4], got {list(matrix.shape)}")
+    rows = matrix.reshape(-1, 3, 4)
+    if counts is not None and rows.shape[0] not in counts:
+        raise ValueError(f"matrix: expected [3, 4] or [{counts[-1]}, 3, 4], got {list(matrix.shape)}")
+    return _placed(rows, "matrix", device)
+
+
+def per_output(value, name: str, device: torch.device, outputs: int, width: int | None = None) -> Tensor:
+    """A [1 or outputs] (with width: [1 or outputs, width]) float64 tensor on device."""
+    row = [] if width is None else [width]
+    if isinstance(value, Tensor):
+        parameter = value
+    elif isinstance(value, (int, float)) and width is None:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(f"{name}: expected a finite number, got {value}")
+        return torch.full([1], value, dtype=torch.float64, device=device)
+    else:
+        parameter = torch.as_tensor(value, dtype=torch.float64)
+    shape = list(parameter.shape)
+    if shape not in (row, [1, *row], [outputs, *row]):
+        expected = f"{row or 'a number'} or {[outputs, *row]}"
+        raise ValueError(f"{name}: expected {expected}, got {shape}")
+    return _placed(parameter.reshape(-1, *row), name, device)
+
+
+def check_no_grad(name: str, *tensors: Tensor) -> None:
+    """Ops without a backward say so, rather than cut the graph in silence."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise NotImplementedError(f"{name}: has no gradient; detach it or use torch.no_grad()")
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """True where values can be read without waiting for a device or breaking a trace."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _placed(parameter: Tensor, name: str, device: torch.device) -> Tensor:
+    if is_readable(parameter) and not bool(torch.isfinite(parameter).all()):
+        raise ValueError(f"{name}: expected finite values, got {parameter.tolist()}")
+    return parameter.detach().to(device=device, dtype=torch.float64).contiguous()
