@@ -1,0 +1,179 @@
+"""DICOM pixels: the voxels of a judged series, read in parallel into one array."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from fastmed.errors import SeriesError
+from fastmed.readers.dicom_header import NATIVE, Header
+from fastmed.readers.series import Series
+from fastmed.volume import SourceSlice, Volume
+
+AIR_HU = -1024.0
+_TISSUE_HU = (-900.0, 3000.0)
+_BIG_ENDIAN = NATIVE[2]
+
+
+def read_dicom(series: Series) -> Volume:
+    """Reads the voxels of a DICOM series with the verdict "ok".
+
+    Padding becomes air. Slices with one rescale stay as stored; with several, or of several
+    pixel types, they become float32 HU. Slices that do not lie on the grid's planes are
+    interpolated linearly between their neighbours along the stack.
+
+    Raises SeriesError that names the file.
+    """
+    headers, stored = series.stored.headers, series.stored
+    dtypes = {_dtype(header) for header in headers}
+    rescales = {_rescale(header) for header in headers}
+    uniform = len(dtypes) == 1 and len(rescales) == 1
+    slope, intercept = next(iter(rescales)) if uniform else (1.0, 0.0)
+    dtype = next(iter(dtypes)) if uniform else np.dtype(np.float32)
+    slices = np.empty((len(headers), headers[0].rows, headers[0].columns), dtype)
+
+    def fill(k: int) -> int:
+        header = headers[k]
+        target = slices[k] if uniform else np.empty(slices.shape[1:], _dtype(header))
+        if header.transfer_syntax in NATIVE:
+            _read_native(header, target)
+        else:
+            _decode(header, target)
+        padded = _padding_to_air(header, target)
+        if not uniform:
+            scale, shift = _rescale(header)
+            slices[k] = target * scale + shift
+        return padded
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        padded = list(pool.map(fill, range(len(headers))))
+
+    warnings = [*series.warnings]
+    if not uniform:
+        warnings.append("slices differ in rescale or pixel type: converted to float32 HU")
+    warnings += _padding_in_tissue(headers, padded)
+    voxels = slices
+    if stored.planes != len(headers):
+        voxels = _interpolate(slices, np.array(stored.z_index), stored.planes)
+    return Volume(
+        voxels=voxels,
+        geometry=series.geometry,
+        slope=slope,
+        intercept=intercept,
+        name=series.name,
+        source=series.source,
+        slices=tuple(
+            SourceSlice(header.sop_instance_uid, z)
+            for header, z in zip(headers, stored.z_index, strict=True)
+        ),
+        warnings=tuple(warnings),
+    )
+
+
+def _dtype(header: Header) -> np.dtype:
+    return np.dtype(f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
+
+
+def _rescale(header: Header) -> tuple[float, float]:
+    slope = 1.0 if header.slope is None else header.slope
+    return slope, 0.0 if header.intercept is None else header.intercept
+
+
+def _read_native(header: Header, target: np.ndarray) -> None:
+    """Reads uncompressed pixels straight into `target`."""
+    try:
+        with open(header.path, "rb", buffering=0) as file:
+            file.seek(header.pixel_offset)
+            view = memoryview(target).cast("B")
+            while view and (count := file.readinto(view)):
+                view = view[count:]
+    except OSError as error:
+        raise SeriesError(f"{header.relative}: {error.strerror or error}") from error
+    if view:
+        raise SeriesError(
+            f"{header.relative} is truncated: {target.nbytes - len(view)} of {target.nbytes} "
+            "bytes of pixels; copy it again from its archive"
+        )
+    if header.transfer_syntax == _BIG_ENDIAN:
+        target.byteswap(inplace=True)
+    unused = header.bits_allocated - header.bits_stored
+    if unused > 0:  # whatever stands in the unused high bits is no part of the value
+        np.left_shift(target, unused, out=target)
+        np.right_shift(target, unused, out=target)
+
+
+def _decode(header: Header, target: np.ndarray) -> None:
+    """Decodes compressed pixels through pydicom's decoders."""
+    from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.uid import UID
+
+    name = UID(header.transfer_syntax).name
+    try:
+        get_decoder(header.transfer_syntax)
+    except NotImplementedError as error:
+        raise SeriesError(
+            f"{header.relative}: transfer syntax {name} is not supported; "
+            "convert the series to an uncompressed or JPEG 2000 one"
+        ) from error
+    try:
+        pixels = pixel_array(header.path)
+    except Exception as error:  # the decoders raise whatever damaged bytes lead them to
+        reason = " ".join(str(error).split())[:200]
+        raise SeriesError(f"{header.relative} ({name}) cannot be decoded: {reason}") from error
+    if pixels.shape != target.shape:
+        raise SeriesError(
+            f"{header.relative}: its pixels are {pixels.shape}, its header says {target.shape}"
+        )
+    target[...] = pixels
+
+
+def _padding_to_air(header: Header, target: np.ndarray) -> int:
+    """Gives padding voxels the stored value of air; returns how many there were."""
+    if header.padding is None:
+        return 0
+    slope, intercept = _rescale(header)
+    info = np.iinfo(target.dtype)
+    air = int(np.clip(np.rint((AIR_HU - intercept) / slope), info.min, info.max))
+    low, high = header.padding
+    if high < info.min or low > info.max:
+        return 0
+    mask = (target >= max(low, info.min)) & (target <= min(high, info.max))
+    if low == high == air:
+        return 0
+    target[mask] = air
+    return int(np.count_nonzero(mask))
+
+
+def _padding_in_tissue(headers: tuple[Header, ...], padded: list[int]) -> list[str]:
+    """Says so where the declared padding value is also one that tissue can have."""
+    for header, count in zip(headers, padded, strict=True):
+        slope, intercept = _rescale(header)
+        if count and _TISSUE_HU[0] < header.padding[0] * slope + intercept < _TISSUE_HU[1]:
+            value = header.padding[0] * slope + intercept
+            return [
+                f"PixelPaddingValue stands for {value:g} HU, a value of tissue: "
+                f"{sum(padded)} voxels that have it were taken as air"
+            ]
+    return []
+
+
+def _interpolate(slices: np.ndarray, z_index: np.ndarray, planes: int) -> np.ndarray:
+    """Fills `planes` planes from slices [n, H, W] at rising fractional planes z_index [n]."""
+    voxels = np.empty((planes, *slices.shape[1:]), slices.dtype)
+    above = np.clip(np.searchsorted(z_index, np.arange(planes)), 1, len(z_index) - 1)
+    weights = (np.arange(planes) - z_index[above - 1]) / (z_index[above] - z_index[above - 1])
+
+    def fill(plane: int) -> None:
+        weight, upper = np.float32(weights[plane]), int(above[plane])
+        if weight in (0.0, 1.0):
+            voxels[plane] = slices[upper - 1 if weight == 0.0 else upper]
+            return
+        low, high = slices[upper - 1].astype(np.float32), slices[upper].astype(np.float32)
+        low += weight * (high - low)
+        voxels[plane] = low if voxels.dtype.kind == "f" else np.rint(low)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(fill, range(planes)))
+    return voxels

@@ -1,0 +1,132 @@
+"""MetaImage and NRRD (.mha, .mhd, .nrrd, .nhdr) through SimpleITK, judged as NIfTI files are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastmed.errors import SeriesError
+from fastmed.geometry import Geometry
+from fastmed.readers.series import Series, name_from_path
+from fastmed.readers.voxel_content import content
+from fastmed.readers.walk import Found
+from fastmed.volume import Volume
+
+_HEADER_BYTES = 1 << 16
+_SPACING = re.compile(rb"^\s*(ElementSpacing|ElementSize|space directions|spacings)\s*[:=]", re.M)
+_DIRECTION = re.compile(
+    rb"^\s*(TransformMatrix|Orientation|Rotation|space directions)\s*[:=]", re.M
+)
+_WIDER = {"i1": "i2", "u4": "i4", "i8": "i4", "u8": "i4"}
+AIR_HU = -1024.0
+
+
+class _Refused(Exception):
+    """Why a file is not taken."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """The file that SimpleITK is to open."""
+
+    path: str
+
+
+def image_entry(found: Found, *, strict: bool) -> Series:
+    """Judges one MetaImage or NRRD file: CT volume, label map, or refused or failed, and why."""
+    warnings: list[str] = []
+    shape = geometry = None
+    try:
+        reader = _header(found.path)
+        shape = tuple(int(n) for n in reader.GetSize()[::-1])
+        if len(shape) != 3 or shape[0] == 1 or reader.GetNumberOfComponents() != 1:
+            raise _Refused(f"it has shape {shape}: expected one volume of three axes, no colour")
+        geometry = _geometry(reader, shape, strict, warnings)
+        voxels = _voxels(found.path)
+        kind, reason = content((plane.ravel() for plane in voxels), 1.0, 0.0)
+        verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
+        if kind == "ct":
+            spacing = " x ".join(f"{s:g}" for s in np.round(geometry.spacing_mm_zyx, 3))
+            reason = f"CT volume, {spacing} mm"
+    except _Refused as error:
+        kind, verdict, reason = "ct" if geometry is None else "not in hu", "refused", str(error)
+    except SeriesError as error:
+        kind, verdict, reason = "damaged", "failed", str(error)
+    return Series(
+        name=name_from_path(found.relative),
+        source=found.relative,
+        kind=kind,
+        verdict=verdict,
+        reason=reason,
+        warnings=tuple(warnings) if verdict == "ok" else (),
+        shape_zyx=shape if shape and len(shape) == 3 else None,
+        geometry=geometry if verdict == "ok" else None,
+        format="image",
+        stored=StoredImage(found.path),
+    )
+
+
+def read_image(series: Series) -> Volume:
+    """Reads the voxels of a MetaImage or NRRD file with the verdict "ok", as stored.
+
+    Raises SeriesError where the file is damaged.
+    """
+    warnings = list(series.warnings)
+    try:
+        voxels = _voxels(series.stored.path)
+    except SeriesError as error:
+        raise SeriesError(f"{series.source}: {error}") from error
+    voxels = voxels.astype(_WIDER.get(voxels.dtype.str[1:], voxels.dtype), copy=False)
+    if voxels.dtype.kind == "f" and (holes := np.isnan(voxels)).any():
+        voxels = np.where(holes, voxels.dtype.type(AIR_HU), voxels)
+        warnings.append(f"{int(holes.sum())} voxels are not a number: taken as air")
+    return Volume(
+        voxels=voxels,
+        geometry=series.geometry,
+        name=series.name,
+        source=series.source,
+        warnings=tuple(warnings),
+    )
+
+
+def _header(path: str):
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise SeriesError(f"its header cannot be read ({_last_line(error)})") from error
+    return reader
+
+
+def _voxels(path: str) -> np.ndarray:
+    import SimpleITK as sitk
+
+    try:
+        return sitk.GetArrayFromImage(sitk.ReadImage(path))
+    except RuntimeError as error:
+        raise SeriesError(f"its voxels cannot be read ({_last_line(error)})") from error
+
+
+def _geometry(reader, shape_zyx, strict: bool, warnings: list[str]) -> Geometry:
+    with open(reader.GetFileName(), "rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if not _SPACING.search(head):
+        raise _Refused("its header names no voxel spacing: the geometry would be guessed")
+    if not _DIRECTION.search(head):
+        if strict:
+            raise _Refused("its header names no axis directions; --lenient takes x, y, z as LPS")
+        warnings.append("the header names no axis directions: x, y, z taken as LPS")
+    steps = np.reshape(reader.GetDirection(), (3, 3)) * np.array(reader.GetSpacing())
+    try:
+        return Geometry.from_axes(shape_zyx, reader.GetOrigin(), steps.T[::-1])
+    except ValueError as error:
+        raise _Refused(f"its geometry is not usable: {error}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()

@@ -1,0 +1,217 @@
+"""NIfTI: .nii and .nii.gz, its header by nibabel, its voxels by one pass over the stream."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastmed.errors import SeriesError
+from fastmed.geometry import Geometry
+from fastmed.readers.series import Series, name_from_path
+from fastmed.readers.voxel_content import content
+from fastmed.readers.walk import Found
+from fastmed.volume import Volume
+
+_CHUNK_BYTES = 1 << 20
+_MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
+_WIDER = {"i1": "i2", "u4": "f8", "i8": "f8", "u8": "f8", "f16": "f8"}  # what the kernels lack
+AIR_HU = -1024.0
+
+
+@dataclass(frozen=True, eq=False)
+class StoredNifti:
+    """Where the voxels are in the file, of which type, and the rescale to HU."""
+
+    path: str
+    offset: int
+    dtype: np.dtype
+    slope: float
+    intercept: float
+
+
+class _Refused(Exception):
+    """Why a file is not taken."""
+
+
+def nifti_entry(found: Found) -> Series:
+    """Judges one NIfTI file: CT volume, label map, or refused or failed with the reason."""
+    warnings: list[str] = []
+    shape = geometry = stored = None
+    try:
+        image = _open(found)
+        shape = _shape(image)
+        stored = _stored(image, found)
+        geometry = _geometry(image, shape, warnings)
+        kind, reason = content(_voxel_blocks(stored, shape), stored.slope, stored.intercept)
+        verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
+        if kind == "ct":
+            reason = f"CT volume, {_spacing(geometry)} mm"
+    except _Refused as error:
+        kind, verdict, reason = "not in hu" if stored is None else "ct", "refused", str(error)
+    except (SeriesError, OSError) as error:
+        kind, verdict, reason = "damaged", "failed", str(error)
+    return Series(
+        name=name_from_path(found.relative),
+        source=found.relative,
+        kind=kind,
+        verdict=verdict,
+        reason=reason,
+        warnings=tuple(warnings) if verdict == "ok" else (),
+        shape_zyx=shape,
+        geometry=geometry if verdict == "ok" else None,
+        format="nifti",
+        stored=stored,
+    )
+
+
+def read_nifti(series: Series) -> Volume:
+    """Reads the voxels of a NIfTI file with the verdict "ok", as stored, [D, H, W] = (k, j, i).
+
+    Raises SeriesError where the file is damaged.
+    """
+    stored: StoredNifti = series.stored
+    voxels = np.empty(series.shape_zyx, stored.dtype)
+    view = memoryview(voxels).cast("B")
+    for block in _byte_blocks(stored.path, stored.offset, voxels.nbytes, series.source):
+        view[: len(block)] = block
+        view = view[len(block) :]
+    if not stored.dtype.isnative:
+        voxels = voxels.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
+    voxels, warnings = _as_kernels_take_it(voxels), list(series.warnings)
+    if voxels.dtype.kind == "f" and (holes := np.isnan(voxels)).any():
+        voxels[holes] = (AIR_HU - stored.intercept) / stored.slope
+        warnings.append(f"{int(holes.sum())} voxels are not a number: taken as air")
+    return Volume(
+        voxels=voxels,
+        geometry=series.geometry,
+        slope=stored.slope,
+        intercept=stored.intercept,
+        name=series.name,
+        source=series.source,
+        warnings=tuple(warnings),
+    )
+
+
+def _open(found: Found):
+    import nibabel
+
+    try:
+        return nibabel.load(found.path)
+    except Exception as error:  # nibabel and gzip raise whatever damaged bytes lead them to
+        raise SeriesError(f"its NIfTI header cannot be read ({error})") from error
+
+
+def _shape(image) -> tuple[int, int, int]:
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 1:
+        raise _Refused(f"it has shape {image.shape}: expected one volume of three axes")
+    if shape[2] == 1:
+        raise _Refused("a volume with one slice: the distance between slices is unknown")
+    return shape[::-1]
+
+
+def _stored(image, found: Found) -> StoredNifti:
+    header = image.header
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise _Refused(f"its voxels are of type {dtype}: colour or complex values are no HU")
+    slope, intercept = header.get_slope_inter()
+    proxy = image.dataobj
+    return StoredNifti(
+        path=found.path,
+        offset=int(proxy.offset),
+        dtype=dtype,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+    )
+
+
+def _geometry(image, shape_zyx: tuple[int, int, int], warnings: list[str]) -> Geometry:
+    header = image.header
+    if header["sform_code"] > 0:
+        affine = header.get_sform()
+    elif header["qform_code"] > 0:
+        affine = header.get_qform()
+    else:
+        raise _Refused("it has neither sform nor qform: where its voxels are would be guessed")
+    unit = header.get_xyzt_units()[0]
+    if unit == "unknown":
+        warnings.append("the file names no unit of length: millimetres assumed")
+    affine = np.diag([_MM[unit]] * 3 + [1.0]) @ affine
+    try:
+        return Geometry.from_ras_xyz(shape_zyx[::-1], affine)
+    except ValueError as error:
+        raise _Refused(f"its geometry is not usable: {error}") from error
+
+
+def _spacing(geometry: Geometry) -> str:
+    return " x ".join(f"{s:.3f}".rstrip("0").rstrip(".") for s in geometry.spacing_mm_zyx)
+
+
+def _voxel_blocks(stored: StoredNifti, shape) -> Iterator[np.ndarray]:
+    """Yields the voxels as 1D arrays in file order; breaks off as soon as nobody asks for more."""
+    size = stored.dtype.itemsize
+    rest = b""
+    for block in _byte_blocks(stored.path, stored.offset, int(np.prod(shape)) * size, ""):
+        block = rest + block if rest else block
+        whole = len(block) // size * size
+        yield np.frombuffer(block, stored.dtype, whole // size)
+        rest = bytes(block[whole:])
+
+
+def _byte_blocks(path: str, offset: int, count: int, name: str) -> Iterator[bytes]:
+    """Yields bytes offset .. offset + count of a plain or gzipped file, piece by piece.
+
+    Raises SeriesError where the file ends or breaks before that.
+    """
+    where = f"{name}: " if name else ""
+    skip, left = offset, count
+    with open(path, "rb", buffering=0) as file:
+        pieces = _gunzipped(file, where) if file.read(2) == b"\x1f\x8b" else _plain(file)
+        file.seek(0)
+        for piece in pieces:
+            if skip:
+                skip, piece = max(skip - len(piece), 0), piece[skip:]
+            piece = piece[:left]
+            left -= len(piece)
+            yield piece
+            if not left:
+                return
+    raise SeriesError(
+        f"{where}truncated: {count - left} of {count} bytes of voxels; copy the file again"
+    )
+
+
+def _plain(file) -> Iterator[bytes]:
+    while piece := file.read(_CHUNK_BYTES):
+        yield piece
+
+
+def _gunzipped(file, where: str) -> Iterator[bytes]:
+    """Unpacks all members of a gzip file; the checksum of each is verified at its end."""
+    unpack = zlib.decompressobj(wbits=31)
+    packed = b""
+    try:
+        while packed or (packed := file.read(_CHUNK_BYTES)):
+            yield unpack.decompress(packed, 2 * _CHUNK_BYTES)
+            packed = unpack.unconsumed_tail
+            if unpack.eof:
+                packed, unpack = unpack.unused_data.lstrip(b"\0"), zlib.decompressobj(wbits=31)
+    except zlib.error as error:
+        raise SeriesError(f"{where}its gzip data is damaged ({error}); copy it again") from error
+
+
+def _as_kernels_take_it(voxels: np.ndarray) -> np.ndarray:
+    wider = _WIDER.get(voxels.dtype.str[1:])
+    if wider is None:
+        return voxels
+    if wider == "f8" and voxels.dtype.kind in "iu":
+        low, high = int(voxels.min()), int(voxels.max())
+        if low >= -(2**31) and high < 2**31:
+            wider = "i4"
+    return voxels.astype(wider)

@@ -1,0 +1,100 @@
+"""Series: one entry of an index, which says what was found and what became of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastmed.geometry import Geometry
+
+KINDS = (
+    "ct",
+    "label map",
+    "localizer",
+    "dose report",
+    "screen capture",
+    "enhanced ct",
+    "other modality",
+    "not in hu",
+    "not an image",
+    "damaged",
+)
+VERDICTS = ("ok", "refused", "skipped", "failed")
+
+_UID = re.compile(r"(?!\.{1,2}$)[0-9.]{1,64}")
+_PLAIN_FILE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}")
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One CT series or volume file, or one group of things that are no CT, with a verdict.
+
+    name: result-folder name; unique within one index, never able to leave a folder.
+    source: path relative to the folder that was searched (that folder's own name where the two
+        are the same).
+    kind: one of KINDS.
+    verdict: "ok" (can be read), "refused" (its geometry or values are doubtful), "skipped" (no
+        CT) or "failed" (damaged or unreadable).
+    reason: one sentence; for "ok" the geometry in words.
+    files: how many files stand behind it.
+    shape_zyx: voxels, None where unknown.
+    geometry: where the voxels are; None unless the verdict is "ok".
+    format, stored: which reader takes it, and what that reader needs.
+    """
+
+    name: str
+    source: str
+    kind: str
+    verdict: str
+    reason: str
+    warnings: tuple[str, ...] = ()
+    files: int = 1
+    shape_zyx: tuple[int, int, int] | None = None
+    geometry: Geometry | None = None
+    format: str = ""
+    stored: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.verdict not in VERDICTS:
+            raise ValueError(f"kind {self.kind!r}, verdict {self.verdict!r}: not known")
+
+    @property
+    def spacing_mm_zyx(self) -> tuple[float, float, float] | None:
+        """Distance between voxel centres in mm; None unless the verdict is "ok"."""
+        return self.geometry.spacing_mm_zyx if self.geometry else None
+
+
+def name_from_uid(series_uid: str, identity: str) -> str:
+    """Names a result folder: the SeriesInstanceUID where it is sane, else a hash of `identity`."""
+    return series_uid if _UID.fullmatch(series_uid) else _sha256(identity)
+
+
+def name_from_path(relative: str) -> str:
+    """Names a result folder after a file: its relative path with / written as __."""
+    name = relative.replace("/", "__")
+    plain = _PLAIN_FILE_NAME.fullmatch(name) and name.strip(".") and len(_bytes(name)) <= 200
+    return name if plain else _sha256(relative)
+
+
+def with_unique_names(entries: list[Series]) -> list[Series]:
+    """Appends -2, -3, ... to names that are taken; what can be read keeps the plain name."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    rank = {"ok": 0, "refused": 1, "failed": 2, "skipped": 3}
+    for k in sorted(range(len(entries)), key=lambda k: rank[entries[k].verdict]):
+        name, copy = entries[k].name, 2
+        while name.casefold() in taken:
+            name, copy = f"{entries[k].name}-{copy}", copy + 1
+        taken.add(name.casefold())
+        names[k] = name
+    return [replace(entry, name=names[k]) for k, entry in enumerate(entries)]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(_bytes(text)).hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

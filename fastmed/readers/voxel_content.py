@@ -1,0 +1,43 @@
+"""Voxel content: CT or label map? For formats that do not say, the voxels have to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+AIR_BELOW_HU = -200.0  # a body, its lungs and the air around it are never all above this
+_LABELS = 256  # a label map has no more different values than this
+_BORDERS = 0.3  # and no more than this share of its neighbouring voxels differ
+
+
+def content(blocks: Iterable[np.ndarray], slope: float, intercept: float) -> tuple[str, str]:
+    """Tells what stored voxels are: returns (kind, reason), kind "ct", "label map" or "not in hu".
+
+    blocks: 1D pieces of the stored voxels in file order; reading stops at the first voxel below
+        AIR_BELOW_HU. Label maps are whole numbers from 0, few and lying in flat areas.
+    """
+    values: set[float] = set()
+    borders = voxels = 0
+    low, high, whole = np.inf, -np.inf, True
+    for block in blocks:
+        if not block.size:
+            continue
+        block_low, block_high = float(np.nanmin(block)), float(np.nanmax(block))
+        ends = block_low * slope + intercept, block_high * slope + intercept
+        low, high = min(low, *ends), max(high, *ends)
+        if low < AIR_BELOW_HU:
+            return "ct", ""
+        voxels += block.size
+        if whole and len(values) <= _LABELS:
+            borders += int(np.count_nonzero(np.diff(block)))
+            whole = block.dtype.kind in "iu" or bool(np.all(block == np.rint(block)))
+            values.update(np.unique(block).tolist() if whole else ())
+    if voxels and whole and low >= 0 and len(values) <= _LABELS and borders <= _BORDERS * voxels:
+        count = len(values - {0})
+        return "label map", f"a label map ({count} {'label' if count == 1 else 'labels'}), not CT"
+    found = f"its values run from {low:g} to {high:g}" if voxels else "it has no voxels"
+    return "not in hu", (
+        f"{found}: neither Hounsfield units (air is missing: nothing lies below "
+        f"{AIR_BELOW_HU:g}) nor labels; store the scan in HU"
+    )

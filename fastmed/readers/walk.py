@@ -1,0 +1,106 @@
+"""Walk: every file under the given folders once, in a stable order, links and loops included."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmed.errors import UsageError
+
+MANIFEST = "manifest.json"
+_MANIFEST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One file: where to open it, its path under the searched folder, its size in bytes.
+
+    problem: why it cannot be looked at (a broken link, a forbidden folder); "" else.
+    """
+
+    path: str
+    relative: str
+    file_bytes: int
+    problem: str = ""
+
+
+def walk(paths: str | os.PathLike | Iterable, exclude: Iterable = ()) -> Iterator[Found]:
+    """Yields the files in `paths` (files or folders), by name, each file once.
+
+    Links are followed; a folder or file reached twice, as in a loop, counts once. Folders in
+    `exclude`, and folders inside a searched one that hold the results of a run, are left out, as
+    are pipes, sockets and devices.
+
+    Raises UsageError where a path does not exist.
+    """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    roots = [os.path.abspath(os.fspath(path)) for path in paths]
+    for root in roots:
+        if not os.path.exists(root):
+            raise UsageError(f"{root}: no such file or folder")
+    seen: set[tuple[int, int]] = set()
+    for path in exclude:
+        if os.path.exists(path):
+            seen.add(_identity(os.stat(path)))
+    for root in roots:
+        if os.path.isdir(root):
+            yield from _walk_folder(root, root, seen)
+        else:
+            yield from _file(root, os.path.basename(root), seen)
+
+
+def _walk_folder(folder: str, root: str, seen: set) -> Iterator[Found]:
+    try:
+        identity = _identity(os.stat(folder))
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        yield Found(folder, _relative(folder, root), 0, error.strerror or str(error))
+        return
+    is_result = folder != root and MANIFEST in names and _is_result(Path(folder, MANIFEST))
+    if identity in seen or is_result:
+        return
+    seen.add(identity)
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            yield from _walk_folder(path, root, seen)
+        else:
+            yield from _file(path, _relative(path, root), seen)
+
+
+def _file(path: str, relative: str, seen: set) -> Iterator[Found]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        link = "a link to a file that is absent" if os.path.islink(path) else error.strerror
+        yield Found(path, relative, 0, link or str(error))
+        return
+    if stat.S_ISREG(status.st_mode) and _identity(status) not in seen:
+        seen.add(_identity(status))
+        yield Found(path, relative, status.st_size)
+
+
+def _relative(path: str, root: str) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_result(manifest: Path) -> bool:
+    """Whether a manifest.json was written by a run of fastmed."""
+    try:
+        if manifest.stat().st_size > _MANIFEST_BYTES:
+            return False
+        content = json.loads(manifest.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and (
+        "fastmed" in content or content.get("program") == "fastmed"
+    )
