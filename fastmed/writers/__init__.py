@@ -1,0 +1,1 @@
+"""Findings to files: label maps, figures, pictures and the report."""

@@ -1,0 +1,45 @@
+"""A result file is complete or absent: every writer puts its bytes on disk through here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastmed.errors import FastmedError
+
+_ADVICE = {
+    errno.ENOSPC: "free some space or name another --output",
+    errno.EDQUOT: "free some of your quota or name another --output",
+    errno.EROFS: "name an --output on a disk that can be written",
+    errno.EACCES: "name an --output folder that you may write to",
+    errno.EPERM: "name an --output folder that you may write to",
+}
+
+
+def write_atomically(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
+    """Writes bytes to a temporary name beside `path`, then renames it; makes missing folders.
+
+    pieces: the file's content in order; it may be a generator, which is consumed while writing.
+
+    Raises FastmedError, naming the path and what to do, where the disk refuses. Whatever is
+    raised, `path` is as it was before and no temporary file stays behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(6)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                for piece in pieces:
+                    file.write(piece)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        advice = _ADVICE.get(error.errno, "check the disk or name another --output")
+        raise FastmedError(f"{path}: cannot be written, {reason}; {advice}") from error

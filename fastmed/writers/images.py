@@ -1,0 +1,154 @@
+"""preview.png: three planes of a scan with what was found in them."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fastmed.findings import Findings
+from fastmed.volume import Volume
+from fastmed.writers.atomic import write_atomically
+from fastmed.writers.legend import ROW_PX, draw_legend, legend_rows
+from fastmed.writers.palette import BACKGROUND, BRIGHT, DIM, FAINT, font, label_color
+from fastmed.writers.planes import Plane, cut_planes, field_of_view
+
+_PLANE_PX, _FLAT_PLANE_PX = 440, 560  # the longest in-plane side of the scan
+_FLAT = 0.25  # of the height of the axial plane: less depth than that makes mere strips
+_MARGIN, _GAP, _CAPTION_PX = 20, 12, 30
+_FILL_ALPHA, _EDGE_ALPHA = 84, 255
+_DETAIL = 2  # label pixels per picture pixel, so that outlines come out smooth
+
+
+def write_preview(
+    volume: Volume,
+    findings: Findings,
+    path: str | os.PathLike,
+    *,
+    window_hu: tuple[float, float] = (-160.0, 240.0),
+) -> None:
+    """Writes preview.png: the axial, coronal and sagittal plane in which most was found.
+
+    The patient's left is on the right of the picture, the head is up, all planes have one scale
+    in mm. A scan without findings shows the planes through its centre.
+
+    window_hu: (low, high) shown as black and white.
+
+    Raises FastmedError where the disk refuses.
+    """
+    field, centre = field_of_view(volume, findings)
+    depth_mm, *in_plane_mm = np.multiply(field.shape_zyx, field.spacing_mm_zyx)
+    flat = depth_mm < _FLAT * in_plane_mm[0]
+    pixel_mm = max(in_plane_mm) / (_FLAT_PLANE_PX if flat else _PLANE_PX)
+    planes = cut_planes(
+        volume,
+        findings,
+        field,
+        centre,
+        pixel_mm=pixel_mm,
+        window_hu=window_hu,
+        label_detail=_DETAIL,
+    )
+    picture = _compose(planes, findings, pixel_mm, flat)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=2)
+    write_atomically(path, [buffer.getvalue()])
+
+
+def _compose(planes, findings: Findings, pixel_mm: float, flat: bool) -> Image.Image:
+    """Sets the planes in a row over the legend; of a flat scan, strips and legend at the side."""
+    axial = planes[0]
+    rows, columns = zip(*(plane.gray.shape for plane in planes), strict=True)
+    left, top = _MARGIN, _MARGIN + _CAPTION_PX
+    second = left + columns[0] + _GAP
+    if flat:
+        strip = max(rows[1], 2 * ROW_PX)
+        corners = [(left, top), (second, top), (second, top + strip + _CAPTION_PX)]
+        size = max(columns[1:])
+        legend_at = (second, corners[2][1] + strip + _GAP)
+        legend_height = max(top + rows[0] - legend_at[1], 3 * ROW_PX)
+        legend = legend_rows(findings, size, legend_height // ROW_PX)
+        width = second + size + _MARGIN
+    else:
+        corners = [(left, top), (second, top), (second + columns[1] + _GAP, top)]
+        width = corners[2][0] + columns[2] + _MARGIN
+        legend_at = (left, top + max(rows) + _MARGIN - 4)
+        legend = legend_rows(findings, width - 2 * _MARGIN, 3)
+    bottom = max(top + max(rows), legend_at[1] + len(legend) * ROW_PX)
+
+    picture = Image.new("RGB", (width, bottom + _MARGIN - 4), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for plane, corner in zip(planes, corners, strict=True):
+        picture.paste(_overlay(plane), corner)
+        _annotate(draw, plane, corner)
+    _draw_scale_bar(draw, corners[0], axial.gray.shape, pixel_mm)
+    draw_legend(draw, legend, legend_at)
+    return picture
+
+
+def _overlay(plane: Plane) -> Image.Image:
+    picture = Image.fromarray(plane.gray).convert("RGB")
+    labels = plane.labels
+    if not labels.any():
+        return picture
+    edge = np.zeros(labels.shape, dtype=bool)
+    for reach in (1, 2):  # inside the border, one and a half picture pixels wide
+        for axis in (0, 1):
+            low = tuple(slice(None, -reach) if k == axis else slice(None) for k in (0, 1))
+            high = tuple(slice(reach, None) if k == axis else slice(None) for k in (0, 1))
+            differs = labels[low] != labels[high]
+            edge[low] |= differs
+            edge[high] |= differs
+    edge &= labels > 0
+    tint = _tints(int(labels.max()))[2 * labels.astype(np.int32) + edge]
+    tint = Image.frombuffer("RGBa", labels.shape[::-1], tint.tobytes(), "raw", "RGBa", 0, 1)
+    tint = tint.reduce(_DETAIL).convert("RGBA")
+    picture.paste(tint, mask=tint)
+    return picture
+
+
+def _tints(highest: int) -> np.ndarray:
+    """[2 * (highest + 1)] uint32: fill and edge of each label as premultiplied RGBA bytes."""
+    tints = np.zeros((2 * (highest + 1), 4), dtype=np.uint8)
+    for value in range(1, highest + 1):
+        for row, alpha in ((2 * value, _FILL_ALPHA), (2 * value + 1, _EDGE_ALPHA)):
+            tints[row] = [round(c * alpha / 255) for c in label_color(value)] + [alpha]
+    return tints.view(np.uint32)[:, 0]
+
+
+def _annotate(draw: ImageDraw.ImageDraw, plane: Plane, corner: tuple[int, int]) -> None:
+    rows, columns = plane.gray.shape
+    x, y = corner
+    draw.text((x, y - 10), plane.name.upper(), DIM, font(12), anchor="ls")
+    across, down = x + plane.crossing[0] * columns, y + plane.crossing[1] * rows
+    for start, end in (
+        ((across, y - 6), (across, y - 2)),
+        ((across, y + rows + 1), (across, y + rows + 5)),
+        ((x - 6, down), (x - 2, down)),
+        ((x + columns + 1, down), (x + columns + 5, down)),
+    ):
+        draw.line((start, end), FAINT, 1)
+    at_left, at_right, at_top, at_bottom = plane.letters
+    middle_x, middle_y = x + columns / 2, y + rows / 2
+    letters = [(at_left, x + 7, middle_y, "lm"), (at_right, x + columns - 7, middle_y, "rm")]
+    if rows > 90:
+        letters.append((at_top, middle_x, y + 6, "ma"))
+        letters.append((at_bottom, middle_x, y + rows - 7, "md"))
+    for letter, *at, anchor in letters:
+        draw.text(
+            at, letter, BRIGHT, font(14), anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0)
+        )
+
+
+def _draw_scale_bar(draw, corner, shape, pixel_mm: float) -> None:
+    rows, columns = shape
+    longest = columns * pixel_mm / 3.5
+    length_mm = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= longest), default=1)
+    x, y = corner[0] + 12, corner[1] + rows - 14
+    end = x + length_mm / pixel_mm
+    draw.rectangle((x - 1, y - 1, end + 1, y + 2), (0, 0, 0))
+    draw.rectangle((x, y, end, y + 1), BRIGHT)
+    text = f"{length_mm // 10} cm" if length_mm >= 10 else f"{length_mm} mm"
+    draw.text((x, y - 6), text, BRIGHT, font(12), anchor="ls", stroke_width=2, stroke_fill=0)

@@ -1,0 +1,163 @@
+"""Three right-angled planes through what was found, cut straight from the stored voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastmed.findings import Findings
+from fastmed.geometry import Geometry
+from fastmed.volume import Volume
+
+_BODY_SEARCH, _LABEL_SEARCH = 40, 64  # voxels per axis that are looked at, about
+_TALLEST = 1.35  # a long scan is cropped to this multiple of its width, around the centre
+_AIR_HU, _BODY_HU = -1024.0, -400.0
+_BODY_MARGIN_MM = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One cut. Rows run down and columns to the right, as a radiologist looks at them.
+
+    name: axial, coronal or sagittal.
+    gray: [H, W] uint8, the windowed CT. labels: [kH, kW], k label pixels along one pixel.
+    letters: the patient's side at the left, right, top and bottom edge.
+    crossing: fractions (right, down) of the size at which the two other planes cut this one.
+    """
+
+    name: str
+    gray: np.ndarray
+    labels: np.ndarray
+    letters: tuple[str, str, str, str]
+    crossing: tuple[float, float]
+
+
+def field_of_view(volume: Volume, findings: Findings) -> tuple[Geometry, np.ndarray]:
+    """Chooses what a picture shows.
+
+    Returns an upright, right-angled grid around the body, without the air beside it and, of a
+    long scan, only the part around the centre; and the centre in LPS mm, where the planes that
+    hold the most labelled voxels meet, or that of the scan where nothing was found.
+    """
+    grid = volume.geometry.grid((min(volume.geometry.spacing_mm_zyx),) * 3)
+    size = np.array(grid.shape_zyx)
+    centre, low, high = (size - 1) // 2, np.zeros(3, int), size
+
+    step = _steps(volume.voxels, _BODY_SEARCH)
+    thin = volume.voxels[:: step[0], :: step[1], :: step[2]]
+    body = np.argwhere(thin * np.float32(volume.slope) + np.float32(volume.intercept) > _BODY_HU)
+    labelled, label_step = _labelled(findings)
+    if len(body):
+        at = grid.to_index(volume.geometry.to_world(body * step))
+        margin = _BODY_MARGIN_MM / grid.spacing_mm_zyx[0]
+        low, high = np.percentile(at, (0.1, 99.9), axis=0) + np.array([[-margin], [margin]])
+    if len(labelled):
+        at = grid.to_index(findings.geometry.to_world(labelled * label_step))
+        low, high = np.minimum(low, at.min(axis=0)), np.maximum(high, at.max(axis=0) + 1)
+        bin_mm = 2 * max(np.multiply(findings.geometry.spacing_mm_zyx, label_step))
+        centre = _fullest(at.clip(0, size - 1), bin_mm / grid.spacing_mm_zyx[0])
+    low = np.floor(low).clip(0, size - 1).astype(int)
+    high = np.ceil(high).clip(low + 1, size).astype(int)
+
+    tallest = min(size[0], round(_TALLEST * max(high[1:] - low[1:])))
+    low[0] = np.clip(centre[0] - tallest // 2, 0, size[0] - tallest)
+    high[0] = low[0] + tallest
+    field = Geometry.from_axes(tuple(high - low), grid.to_world(low), grid.steps_lps_mm)
+    return field, grid.to_world(centre)
+
+
+def cut_planes(
+    volume: Volume,
+    findings: Findings,
+    field: Geometry,
+    centre_lps_mm: np.ndarray,
+    *,
+    pixel_mm: float,
+    window_hu: tuple[float, float],
+    label_detail: int,
+) -> tuple[Plane, Plane, Plane]:
+    """Cuts the axial, coronal and sagittal plane of `field` through the centre.
+
+    pixel_mm: side of a pixel, the same in all planes. label_detail: label pixels along its side.
+    """
+    grid = field.grid((pixel_mm,) * 3)
+    depth, height, width = grid.shape_zyx
+    centre = np.rint(grid.to_index(centre_lps_mm)).clip(0, np.array(grid.shape_zyx) - 1)
+    z, y, x = (int(n) for n in centre)
+    top = depth - 1
+
+    def cut(name, origin, size, down, right, letters, crossing):
+        def plane_geometry(detail: int) -> Geometry:
+            steps = grid.affine[:3, :3] @ np.array([down, right], dtype=float).T / detail
+            start = grid.to_world(origin) - steps.sum(axis=1) * (detail - 1) / 2
+            across = np.cross(steps[:, 1], steps[:, 0])
+            across *= pixel_mm / np.linalg.norm(across)
+            axes = (across, steps[:, 0], steps[:, 1])
+            return Geometry.from_axes((1, size[0] * detail, size[1] * detail), start, axes)
+
+        gray = _sample_window(volume, plane_geometry(1), window_hu)
+        labels = _sample_labels(findings, plane_geometry(label_detail))
+        fractions = tuple((at + 0.5) / n for at, n in zip(crossing, size[::-1], strict=True))
+        return Plane(name, gray, labels, letters, fractions)
+
+    return (
+        cut("axial", (z, 0, 0), (height, width), (0, 1, 0), (0, 0, 1), "RLAP", (x, y)),
+        cut("coronal", (top, y, 0), (depth, width), (-1, 0, 0), (0, 0, 1), "RLHF", (x, top - z)),
+        cut("sagittal", (top, 0, x), (depth, height), (-1, 0, 0), (0, 1, 0), "APHF", (y, top - z)),
+    )
+
+
+def _steps(voxels: np.ndarray, search_size: int) -> list[int]:
+    return [max(1, n // search_size) for n in voxels.shape]
+
+
+def _labelled(findings: Findings) -> tuple[np.ndarray, list[int]]:
+    """Indices of labelled voxels of a thinned-out label map, and the steps to multiply them by."""
+    if not any(mask.voxels for mask in findings.masks):
+        return np.empty((0, 3)), [1, 1, 1]
+    step = _steps(findings.labels, _LABEL_SEARCH)
+    found = np.argwhere(findings.labels[:: step[0], :: step[1], :: step[2]])
+    return (found, step) if len(found) else (np.argwhere(findings.labels), [1, 1, 1])
+
+
+def _fullest(at: np.ndarray, bin_width: float) -> np.ndarray:
+    """The index along each axis around which most of the points [N, 3] lie.
+
+    Bins span several voxels, or the rhythm of two grids would show as full and empty planes.
+    """
+    fullest = []
+    for along in at.T:
+        bins = np.floor(along / bin_width).astype(int)
+        fullest.append(np.rint(np.median(along[bins == np.bincount(bins).argmax()])))
+    return np.array(fullest, dtype=int)
+
+
+def _sample_window(volume: Volume, plane: Geometry, window_hu: tuple[float, float]) -> np.ndarray:
+    import torch
+
+    from fastmed.ops import window_resample
+
+    shades = window_resample(
+        torch.from_numpy(np.ascontiguousarray(volume.voxels)),
+        torch.from_numpy(volume.geometry.matrix_from(plane)),
+        plane.shape_zyx,
+        scale=volume.slope,
+        shift=volume.intercept,
+        window=window_hu,
+        fill=_AIR_HU if volume.geometry.is_sheared else None,
+    )
+    return np.rint(np.nan_to_num(shades[0].numpy()) * 255).astype(np.uint8)
+
+
+def _sample_labels(findings: Findings, plane: Geometry) -> np.ndarray:
+    import torch
+
+    from fastmed.ops import window_resample
+
+    labels = torch.from_numpy(np.ascontiguousarray(findings.labels))
+    matrix = torch.from_numpy(findings.geometry.matrix_from(plane))
+    size = plane.shape_zyx
+    return window_resample(labels, matrix, size, fill=0, mode="nearest", dtype=labels.dtype)[
+        0
+    ].numpy()

@@ -1,0 +1,123 @@
+"""The figures of findings as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastmed.findings import Findings, Mask
+from fastmed.geometry import Geometry
+from fastmed.writers.atomic import write_atomically
+
+CSV_COLUMNS = ("series", "source", "model", "kind", "label", "volume_ml", "mean_hu", "voxels")
+
+
+def findings_dict(findings: Findings) -> dict[str, Any]:
+    """Returns the content of findings.json: plain values, None for what is not a finite number."""
+    return _plain(
+        {
+            "series": findings.series,
+            "source": findings.source,
+            "model": findings.model,
+            "geometry": _geometry_dict(findings.geometry),
+            "masks": [_mask_dict(mask) for mask in findings.masks],
+            "boxes": [],
+            "scores": [],
+            "warnings": findings.warnings,
+        }
+    )
+
+
+def findings_rows(findings: Findings) -> list[dict[str, Any]]:
+    """Returns the rows of findings.csv for one scan, one per mask, keyed by CSV_COLUMNS.
+
+    They hold no label map, so a run over an archive can collect them.
+    """
+    scan = {"series": findings.series, "source": findings.source, "model": findings.model}
+    return [_plain(scan | {"kind": "mask"} | _mask_dict(mask)) for mask in findings.masks]
+
+
+def write_findings_json(findings: Findings, path: str | os.PathLike) -> None:
+    """Writes findings.json. Raises FastmedError where the disk refuses."""
+    write_json(findings_dict(findings), path)
+
+
+def write_json(content: Any, path: str | os.PathLike) -> None:
+    """Writes plain values as indented UTF-8 JSON; NaN and infinities become null.
+
+    Raises FastmedError where the disk refuses.
+    """
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, [_utf8(text + "\n")])
+
+
+def write_findings_csv(
+    findings: Iterable[Findings | Mapping[str, Any]], path: str | os.PathLike
+) -> None:
+    """Writes findings.csv: a header, then one row per mask.
+
+    findings: results, or rows as `findings_rows` returns them, in the order of the file.
+
+    Line breaks and tabs in texts become spaces, and a text that a spreadsheet would run as a
+    formula gets a leading apostrophe; an unknown figure is an empty cell.
+
+    Raises FastmedError where the disk refuses.
+    """
+    buffer = io.StringIO()
+    table = csv.DictWriter(buffer, CSV_COLUMNS, lineterminator="\n")
+    table.writeheader()
+    for item in findings:
+        for row in findings_rows(item) if isinstance(item, Findings) else [item]:
+            table.writerow({name: _cell(value) for name, value in _plain(row).items()})
+    write_atomically(path, [_utf8(buffer.getvalue())])
+
+
+def _mask_dict(mask: Mask) -> dict[str, Any]:
+    return {
+        "label": mask.label,
+        "volume_ml": mask.volume_ml,
+        "mean_hu": mask.mean_hu,
+        "voxels": mask.voxels,
+    }
+
+
+def _geometry_dict(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "shape_zyx": geometry.shape_zyx,
+        "spacing_mm_zyx": geometry.spacing_mm_zyx,
+        "origin_lps_mm": geometry.origin_lps_mm,
+        "affine_zyx_to_lps_mm": geometry.affine,
+        "tilt_degrees": geometry.tilt_degrees,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turns NumPy values, tuples and non-finite numbers into what JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    one_line = value.translate({ord(c): " " for c in "\t\r\n"})
+    return "'" + one_line if one_line.lstrip().startswith(("=", "+", "-", "@")) else one_line
+
+
+def _utf8(text: str) -> bytes:
+    # A path of undecodable bytes carries lone surrogates; \udcXX is also what JSON calls them.
+    return text.encode(errors="backslashreplace")
