@@ -8,6 +8,7 @@ import numpy as np
 
 from fastmed.geometry import Geometry
 from fastmed.spec import Label
+from fastmed.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,30 @@ class Findings:
     masks: tuple[Mask, ...]
     slice_labels: dict[str, np.ndarray]
     warnings: tuple[str, ...] = ()
+
+
+def measure_masks(
+    volume: Volume, labels: np.ndarray, classes: tuple[Label, ...]
+) -> tuple[Mask, ...]:
+    """Measures volume in ml, mean HU and voxel count of each class of a [D, H, W] label map."""
+    flat = labels.reshape(-1)
+    inside = np.flatnonzero(flat.view(np.uint8) if flat.itemsize == 1 else flat)
+    values = flat[inside]
+    stored = volume.voxels.reshape(-1)[inside]
+    size = classes[-1].value + 1
+    voxels = np.bincount(values, minlength=size)
+    sums = np.bincount(values, weights=stored, minlength=size)
+    milliliters = volume.geometry.voxel_volume_mm3 / 1000
+    return tuple(
+        Mask(
+            label=label.name,
+            volume_ml=float(voxels[label.value] * milliliters),
+            mean_hu=_mean_hu(volume, sums[label.value], voxels[label.value]),
+            voxels=int(voxels[label.value]),
+        )
+        for label in classes
+    )
+
+
+def _mean_hu(volume: Volume, stored_sum: float, voxels: int) -> float | None:
+    return float(volume.slope * stored_sum / voxels + volume.intercept) if voxels else None

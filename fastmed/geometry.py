@@ -48,7 +48,7 @@ class Geometry:
 
     @classmethod
     def from_axes(cls, shape_zyx, origin_lps_mm, steps_lps_mm) -> Geometry:
-        """Builds a geometry from the first voxel's centre and the LPS step (mm) along z, y and x."""
+        """Builds a geometry from the first voxel's centre and the LPS steps (mm) along z, y, x."""
         affine = np.eye(4)
         affine[:3, :3] = np.asarray(steps_lps_mm, dtype=np.float64).T
         affine[:3, 3] = origin_lps_mm
@@ -106,7 +106,7 @@ class Geometry:
 
     @property
     def tilt_degrees(self) -> float:
-        """Angle between the slice stack and the slices' normal: the gantry tilt, 0 where upright."""
+        """Angle between the slice stack and the slices' normal: the gantry tilt; 0 if upright."""
         cosine = float(np.clip(self.directions[0] @ self.normal, -1.0, 1.0))
         return float(np.degrees(np.arccos(cosine)))
 

@@ -35,6 +35,7 @@ class Spec:
     outside_hu: what stands outside a sheared scan.
     tile_zyx: voxels of a sliding-window tile, each at least 1.
     overlap: share of a tile, 0 <= overlap < 1, that it has in common with its neighbour.
+    size_multiple: an axis shorter than the tile is padded to the next multiple of this.
     network: how to build it in torch; None where the bundle brings only an ONNX file.
 
     Raises ValueError that names the field.
@@ -47,6 +48,7 @@ class Spec:
     window_hu: tuple[float, float]
     tile_zyx: tuple[int, int, int]
     overlap: float = 0.25
+    size_multiple: int = 16
     outside_hu: float = -1024.0
     network: Network | None = None
     trained_on: str = ""
@@ -70,6 +72,10 @@ class Spec:
             raise ValueError(f"tile_zyx {self.tile_zyx}: expected three sizes of at least 1")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap {self.overlap}: expected 0 <= overlap < 1")
+        if self.size_multiple < 1 or any(n % self.size_multiple for n in self.tile_zyx):
+            raise ValueError(
+                f"size_multiple {self.size_multiple}: expected a divisor of each of {self.tile_zyx}"
+            )
         if not math.isfinite(self.outside_hu):
             raise ValueError(f"outside_hu {self.outside_hu}: expected a finite number")
 

@@ -1,0 +1,43 @@
+# make demo [SCANS=folder] | test | bench | lint | bundle [TORSO=folder]
+# The first call sets everything up in .venv; later calls reuse it.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/ready
+NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
+
+.PHONY: setup demo test bench lint bundle
+
+setup: $(READY)
+
+$(VENV)/installed: constraints.txt pyproject.toml
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastmed needs Python 3.11 or newer")'
+	python3 -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch numpy scikit-build-core cmake ninja
+	touch $@
+
+$(READY): $(VENV)/installed $(NATIVE)
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[cpu,dev]'
+	touch $@
+
+$(VENV)/bench-ready: $(READY)
+	$(PIP) install -c constraints.txt monai
+	touch $@
+
+demo: $(READY)
+	$(PYTHON) tools/demo.py $(if $(SCANS),--scans $(SCANS))
+
+test: $(READY)
+	$(PYTHON) -m pytest
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+bench: $(VENV)/bench-ready
+	$(PYTHON) benches/bench_kernels.py
+	$(PYTHON) benches/bench_infer.py
+
+bundle: $(READY)
+	$(PYTHON) tools/make_demo_bundle.py --torso $(TORSO)

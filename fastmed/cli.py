@@ -1,0 +1,188 @@
+"""The fastmed command: it reads flags and calls the Python function of the same name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+import fastmed
+from fastmed.errors import FastmedError, UsageError
+
+EXIT_STATUS = """\
+exit status: 0 all well, also when what is no CT was skipped; 1 some series failed or were refused,
+each named; 2 wrong usage, or a named engine that is absent; 130 or 143 after Ctrl-C or SIGTERM.
+For research use; not a medical device."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: finish as after Ctrl-C."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return arguments.run(arguments)
+    except UsageError as error:
+        return _complain(error, 2)
+    except FastmedError as error:
+        return _complain(error, 1)
+    except Terminated:
+        return _complain("stopped by SIGTERM; finished scans are kept", 143)
+    except KeyboardInterrupt:
+        return _complain("stopped by Ctrl-C; finished scans are kept", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def infer(arguments: argparse.Namespace) -> int:
+    return fastmed.infer(
+        arguments.input,
+        arguments.output,
+        model=arguments.model,
+        engine=arguments.engine,
+        device=arguments.device,
+        write=[name.strip() for name in arguments.write.split(",") if name.strip()],
+        strict=arguments.strict,
+        series=arguments.series,
+        dry_run=arguments.dry_run,
+        quiet=arguments.quiet,
+    ).exit_status
+
+
+def index(arguments: argparse.Namespace) -> int:
+    from fastmed.inference.display import index_table
+
+    entries = fastmed.index(arguments.path, strict=arguments.strict)
+    if not entries:
+        raise FastmedError(f"{', '.join(map(str, arguments.path))}: no files here")
+    index_table(entries)
+    return int(any(entry.verdict in ("refused", "failed") for entry in entries))
+
+
+def export(arguments: argparse.Namespace) -> int:
+    print(fastmed.export(arguments.bundle, to=arguments.to))
+    return 0
+
+
+def phantom(arguments: argparse.Namespace) -> int:
+    from fastmed.phantom_scans import write_phantoms
+
+    for folder in write_phantoms(
+        arguments.kind, arguments.output, count=arguments.count, seed=arguments.seed
+    ):
+        print(folder)
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from fastmed.doctor import doctor as look
+
+    for check in look():
+        print(
+            f"{check.subject:16} {check.finding}" + (f"   -> {check.advice}" * bool(check.advice))
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastmed",
+        description="CT imaging from archive to answer.",
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fastmed {fastmed.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _add(commands, infer, "run a model over every CT scan below a folder")
+    command.add_argument(
+        "--input", type=Path, nargs="+", required=True, metavar="PATH", help="folders or files"
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: ./fastmed-results/<input's name>"
+    )
+    command.add_argument(
+        "--model", type=Path, metavar="BUNDLE", help="a bundle's folder; default: the demo (liver)"
+    )
+    command.add_argument(
+        "--engine", default="auto", metavar="NAME", help="auto, torch, ort or ov (default: auto)"
+    )
+    command.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"
+    )
+    command.add_argument(
+        "--write",
+        default="nifti,json,csv,png,report",
+        metavar="LIST",
+        help="what to write, with commas between (default: nifti,json,csv,png,report)",
+    )
+    _add_strict(command)
+    command.add_argument(
+        "--series", nargs="+", default=[], metavar="UID", help="only these, by SeriesInstanceUID"
+    )
+    command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    command.add_argument("--quiet", action="store_true", help="print errors only")
+
+    command = _add(commands, index, "list every series below a folder with a verdict on each")
+    command.add_argument("path", type=Path, nargs="+", metavar="PATH", help="folders or files")
+    _add_strict(command)
+
+    command = _add(commands, export, "write a bundle's network as ONNX into the bundle")
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    command.add_argument("--to", required=True, metavar="FORMAT", help="onnx")
+
+    command = _add(commands, phantom, "make synthetic CT scans with known truth")
+    command.add_argument("kind", metavar="KIND", help="abdomen, or archive (a mixture with flaws)")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    command.add_argument("--count", type=int, default=1, metavar="N", help="scans (default: 1)")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+
+    _add(commands, doctor, "show devices, engines, kernels, versions, and what is missing")
+    return parser
+
+
+def _add(commands, run, summary: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        run.__name__,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_strict(command: argparse.ArgumentParser) -> None:
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--strict",
+        action="store_true",
+        default=True,
+        help="refuse scans whose geometry is doubtful, and say why (default)",
+    )
+    choice.add_argument(
+        "--lenient",
+        dest="strict",
+        action="store_false",
+        help="mend them, and record what was mended",
+    )
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _complain(error: object, status: int) -> int:
+    print(f"fastmed: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What a run shows on the terminal: a progress bar while it works, a table at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from fastmed.readers.index import Series
+from fastmed.writers.report import ReportRow
+
+_WIDTH_OF_A_LOG = 240
+_COLORS = {
+    "done": "green", "ok": "green", "refused": "yellow", "failed": "red", "skipped": "bright_black",
+}  # fmt: skip
+
+
+class SeriesProgress:
+    """The bar of one run: series done, and the tiles of the one at work."""
+
+    def __init__(self, progress: Progress, total: int, plain: Console | None):
+        self._progress = progress
+        self._plain = plain
+        self._all = progress.add_task("series", total=total)
+        self._current = progress.add_task("", total=None, visible=False)
+
+    def start(self, entry: Series) -> Callable[[int, int], None]:
+        """Shows that a series is being read; returns what to call with (tiles done, total)."""
+        name = escape(_short(entry.source))
+        self._progress.reset(
+            self._current, description=f"  reading {name}", total=None, visible=True
+        )
+
+        def step(done: int, total: int) -> None:
+            self._progress.update(
+                self._current, description=f"  tiles of {name}", completed=done, total=total
+            )
+
+        return step
+
+    def finish(self, row: ReportRow) -> None:
+        """Counts one series; where there is no terminal, says so in a line."""
+        self._progress.update(self._current, visible=False)
+        self._progress.advance(self._all)
+        if self._plain:
+            took = f" in {row.seconds:.1f} s" if row.seconds is not None else ""
+            self._plain.print(escape(f"{row.verdict}{took}: {row.source} {row.reason}".rstrip()))
+
+
+class Display:
+    """Progress and tables on stderr, so that stdout stays free; silent where `quiet`."""
+
+    def __init__(self, quiet: bool):
+        self._quiet = quiet
+        self._console = _console(sys.stderr)
+
+    def say(self, sentence: str) -> None:
+        """Prints one sentence."""
+        if not self._quiet:
+            self._console.print(escape(sentence), highlight=False)
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator[SeriesProgress]:
+        """Opens the bar for `total` series."""
+        live = self._console.is_terminal and not self._quiet
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not live,
+        )
+        with bar:
+            yield SeriesProgress(bar, total, None if live or self._quiet else self._console)
+
+    def table(self, rows: Sequence[ReportRow]) -> None:
+        """Prints what became of each series."""
+        if self._quiet:
+            return
+        table = Table(box=None, pad_edge=False)
+        for column in ("scan", "verdict", "findings or reason"):
+            table.add_column(column, overflow="fold")
+        table.add_column("seconds", justify="right")
+        for row in rows:
+            color = _COLORS[row.verdict]
+            table.add_row(
+                escape(_short(row.source)),
+                f"[{color}]{row.verdict}[/{color}]",
+                escape(_figures(row)),
+                f"{row.seconds:.1f}" if row.seconds is not None else "",
+            )
+        self._console.print(table)
+        counts = {v: sum(row.verdict == v for row in rows) for v in _COLORS}
+        self._console.print(", ".join(f"{n} {v}" for v, n in counts.items() if n), highlight=False)
+
+
+def index_table(entries: Sequence[Series]) -> None:
+    """Prints an index on stdout: each series with its verdict."""
+    console = _console(sys.stdout)
+    table = Table(box=None, pad_edge=False)
+    for column in ("scan", "kind", "verdict", "size z y x", "what was found"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        color = _COLORS[entry.verdict]
+        size = " x ".join(map(str, entry.shape_zyx)) if entry.shape_zyx else ""
+        text = ". ".join((entry.reason, *entry.warnings))
+        table.add_row(
+            escape(entry.source),
+            entry.kind,
+            f"[{color}]{entry.verdict}[/{color}]",
+            size,
+            escape(text),
+        )
+    console.print(table)
+
+
+def _figures(row: ReportRow) -> str:
+    if row.findings is None:
+        return row.reason
+    figures = []
+    for mask in row.findings["masks"]:
+        mean = f", {mask['mean_hu']:.0f} HU" if mask["mean_hu"] is not None else ""
+        figures.append(f"{mask['label']} {mask['volume_ml']:.1f} ml{mean}")
+    return "; ".join(figures)
+
+
+def _short(source: str, longest: int = 48) -> str:
+    return source if len(source) <= longest else "…" + source[-(longest - 1) :]
+
+
+def _console(stream: TextIO) -> Console:
+    """A console as wide as the terminal; in a file or a pipe, wide enough for one line a scan."""
+    return Console(file=stream, width=None if stream.isatty() else _WIDTH_OF_A_LOG)

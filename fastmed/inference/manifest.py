@@ -1,0 +1,72 @@
+"""manifest.json: what made the results of a run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import fastmed
+from fastmed.inference.case import Model
+from fastmed.writers.report import ReportRow
+
+_LIBRARIES = ("torch", "numpy", "pydicom", "nibabel", "SimpleITK", "onnxruntime", "openvino")
+
+
+def manifest(
+    model: Model,
+    *,
+    strict: bool,
+    formats: Sequence[str],
+    rows: Sequence[ReportRow],
+    seconds: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """Returns the content of manifest.json: versions, model with hashes, settings, outcomes."""
+    spec = model.bundle.spec
+    return {
+        "program": "fastmed",
+        "version": fastmed.__version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "name": spec.name,
+            "trained_on": spec.trained_on,
+            "notice": spec.notice,
+            "sha256": model.bundle.sha256(),
+        },
+        "engine": model.engine.name,
+        "engine_choice": model.engine_choice,
+        "device": model.engine.device,
+        "settings": {
+            "strict": strict,
+            "write": list(formats),
+            "spacing_mm_zyx": spec.spacing_mm_zyx,
+            "window_hu": spec.window_hu,
+            "tile_zyx": spec.tile_zyx,
+            "overlap": spec.overlap,
+        },
+        "versions": {"python": platform.python_version()} | library_versions(_LIBRARIES),
+        "series": [
+            {
+                "name": row.name,
+                "source": row.source,
+                "verdict": row.verdict,
+                "reason": row.reason,
+                "seconds": seconds.get(row.name, {}),
+            }
+            for row in rows
+        ],
+        "notice": "For research use; not a medical device.",
+    }
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str]:
+    """Version of each installed distribution, "absent" for the others."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions

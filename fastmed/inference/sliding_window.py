@@ -1,0 +1,81 @@
+"""Sliding window: a network of one tile size sees a grid of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sliding_window(
+    grid: Tensor,
+    network: Callable[[Tensor], Tensor],
+    *,
+    tile_zyx: tuple[int, int, int],
+    overlap: float,
+    size_multiple: int = 1,
+    batch: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Runs a network over overlapping tiles and blends its logits with Gaussian weights.
+
+    grid: [D, H, W] float32. network: [B, 1, d, h, w] -> [B, K, d, h, w], on the grid's device; it
+    is always called with B = batch, the last time with empty tiles filled up.
+    overlap: share of a tile, 0 <= overlap < 1, in common with its neighbour.
+    size_multiple: an axis shorter than its tile is extended by its last plane to this multiple.
+    progress: called with the tiles done and their total.
+
+    Returns logits [K, D, H, W] float32. The weights are those of nnU-Net and MONAI (standard
+    deviation of an eighth of the tile); they and their sum over all tiles are products of one
+    factor per axis, so that each tile is normalised as it is added and no weight map is kept.
+    """
+    tile = [
+        full if n >= full else -(-n // size_multiple) * size_multiple
+        for n, full in zip(grid.shape, tile_zyx, strict=True)
+    ]
+    short = [max(t - n, 0) for t, n in zip(tile, grid.shape, strict=True)]
+    padded = grid
+    if any(short):
+        z, y, x = short
+        padded = F.pad(grid[None, None], (0, x, 0, y, 0, z), mode="replicate")[0, 0]
+    axes = [
+        _axis_weights(n, t, overlap, grid.device) for n, t in zip(padded.shape, tile, strict=True)
+    ]
+    places = list(product(*axes))
+    logits: Tensor | None = None
+    tiles = torch.zeros(batch, 1, *tile, device=grid.device)
+    for first in range(0, len(places), batch):
+        group = places[first : first + batch]
+        for slot, corner in enumerate(group):
+            tiles[slot, 0] = padded[_window(corner, tile)]
+        output = network(tiles)
+        if logits is None:
+            logits = torch.zeros(output.shape[1], *padded.shape, device=grid.device)
+        for slot, ((z0, wz), (y0, wy), (x0, wx)) in enumerate(group):
+            place = logits[:, z0 : z0 + tile[0], y0 : y0 + tile[1], x0 : x0 + tile[2]]
+            weight = wz[:, None, None] * (wy[:, None] * wx)
+            place.addcmul_(output[slot], weight)
+        progress(first + len(group), len(places))
+    depth, height, width = grid.shape
+    return logits[:, :depth, :height, :width].contiguous() if any(short) else logits
+
+
+def _window(corner, tile) -> tuple[slice, ...]:
+    return tuple(slice(first, first + n) for (first, _), n in zip(corner, tile, strict=True))
+
+
+def _axis_weights(size: int, tile: int, overlap: float, device) -> list[tuple[int, Tensor]]:
+    """First index and weights [tile] of each tile along one axis; at each voxel they sum to 1."""
+    step = max(1, int(tile * (1 - overlap)))
+    firsts = [min(first, size - tile) for first in range(0, size - tile + step, step)]
+    position = torch.arange(tile, dtype=torch.float64) - (tile - 1) / 2
+    gaussian = torch.exp(-0.5 * (position / (tile / 8)) ** 2)
+    total = torch.zeros(size, dtype=torch.float64)
+    for first in firsts:
+        total[first : first + tile] += gaussian
+    return [
+        (first, (gaussian / total[first : first + tile]).float().to(device)) for first in firsts
+    ]

@@ -1,0 +1,107 @@
+"""Phantoms as files: DICOM series with their truth, and an archive with the usual flaws."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fastmed.errors import UsageError
+from fastmed.findings import Findings
+from fastmed.geometry import Geometry
+from fastmed.phantom import abdomen
+from fastmed.volume import Volume
+from fastmed.writers.atomic import write_atomically
+from fastmed.writers.dicom_ct import write_dicom_ct
+from fastmed.writers.nifti import write_labels
+
+KINDS = ("abdomen", "archive")
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """One series to write: its folder, its grid, and the slices that get lost or cut short."""
+
+    folder: str
+    geometry: Geometry
+    seed: int
+    lost: tuple[int, ...] = ()
+    truncated: tuple[int, ...] = ()
+    localizer: bool = False
+
+
+def write_phantoms(kind: str, output: str | Path, *, count: int = 1, seed: int = 0) -> list[Path]:
+    """Writes synthetic abdominal CT below `output`: <output>/scans and <output>/truth.
+
+    kind: "abdomen" writes `count` upright series; "archive" adds to them what real archives hold:
+        a tilted series, one with missing slices, localizers, a truncated file, a text file.
+    seed: of the first scan; the next ones count up. The same seed gives the same bytes.
+
+    Each series lies in a folder of scans/ as DICOM; its liver lies in truth/<folder>.nii.gz on the
+    same grid. Returns the two folders. Raises UsageError for an unknown kind, a count below 1 or
+    an output folder that is not empty.
+    """
+    output = Path(output)
+    if kind not in KINDS:
+        raise UsageError(f"phantom {kind}: expected one of {', '.join(KINDS)}")
+    if count < 1:
+        raise UsageError(f"--count {count}: expected at least 1")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"--output {output}: not an empty folder; name a new one")
+    planned = list(_uprights(count, seed))
+    if kind == "archive":
+        planned += _flawed(seed + count)
+    for scan in planned:
+        _write(scan, output)
+    if kind == "archive":
+        note = b"This archive is synthetic: phantoms made by fastmed. No person is in it.\n"
+        write_atomically(output / "scans" / "README.txt", [note])
+    return [output / "scans", output / "truth"]
+
+
+def _uprights(count: int, seed: int) -> Iterator[_Scan]:
+    for number in range(count):
+        rng = np.random.default_rng([seed + number, 2])
+        spacing_z, spacing = rng.choice([2.0, 2.5, 3.0]), round(float(rng.uniform(1.4, 1.6)), 4)
+        depth = int(rng.uniform(170, 220) / spacing_z)
+        shape = (depth, 256, 288)
+        origin = (-0.5 * spacing * 287, -0.5 * spacing * 255, -0.8 * depth * spacing_z)
+        geometry = Geometry.from_spacing(shape, (spacing_z, spacing, spacing), origin)
+        yield _Scan(f"abdomen-{number + 1:03d}", geometry, seed + number, localizer=number == 0)
+
+
+def _flawed(seed: int) -> Iterator[_Scan]:
+    yield _Scan("tilted", _tilted(seed), seed)
+    upright = next(_uprights(1, seed + 1))
+    middle = upright.geometry.shape_zyx[0] // 2
+    yield replace(upright, folder="missing-slices", lost=(middle, middle + 1), localizer=False)
+    upright = next(_uprights(1, seed + 2))
+    yield replace(upright, folder="truncated", truncated=(middle,), localizer=False)
+
+
+def _tilted(seed: int) -> Geometry:
+    """A gantry tilted by 15 degrees: slices stacked along the table, rows leaning back."""
+    angle = np.radians(15)
+    down = 1.5 * np.array([0, np.cos(angle), -np.sin(angle)])
+    steps = [(0, 0, 3.0), down, (1.5, 0, 0)]
+    first = -0.5 * 255 * down + (-0.5 * 1.5 * 287, 0, -170)
+    return Geometry.from_axes((64, 256, 288), first, steps)
+
+
+def _write(scan: _Scan, output: Path) -> None:
+    volume, truth = abdomen(scan.geometry, scan.seed)
+    folder = output / "scans" / scan.folder
+    named = replace(volume, name=scan.folder, source=scan.folder)
+    paths = write_dicom_ct(named, folder, description=scan.folder, localizer=scan.localizer)
+    for index in scan.lost:
+        os.unlink(paths[index])
+    for index in scan.truncated:
+        os.truncate(paths[index], paths[index].stat().st_size // 2)
+    write_labels(_named(truth, named), output / "truth" / f"{scan.folder}.nii.gz")
+
+
+def _named(truth: Findings, volume: Volume) -> Findings:
+    return replace(truth, series=volume.name, source=volume.source)
