@@ -102,7 +102,7 @@ def _overlay(plane: Plane) -> Image.Image:
             edge[low] |= differs
             edge[high] |= differs
     edge &= labels > 0
-    tint = _tints(int(labels.max()))[2 * labels.astype(np.int32) + edge]
+    tint = _tints(int(labels.max())).take(2 * labels.astype(np.intp) + edge)
     tint = Image.frombuffer("RGBa", labels.shape[::-1], tint.tobytes(), "raw", "RGBa", 0, 1)
     tint = tint.reduce(_DETAIL).convert("RGBA")
     picture.paste(tint, mask=tint)

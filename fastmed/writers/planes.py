@@ -22,14 +22,14 @@ class Plane:
 
     name: axial, coronal or sagittal.
     gray: [H, W] uint8, the windowed CT. labels: [kH, kW], k label pixels along one pixel.
-    letters: the patient's side at the left, right, top and bottom edge.
+    letters: the patient's side at the left, right, top and bottom edge, as RLAP.
     crossing: fractions (right, down) of the size at which the two other planes cut this one.
     """
 
     name: str
     gray: np.ndarray
     labels: np.ndarray
-    letters: tuple[str, str, str, str]
+    letters: str
     crossing: tuple[float, float]
 
 
@@ -54,9 +54,11 @@ def field_of_view(volume: Volume, findings: Findings) -> tuple[Geometry, np.ndar
         low, high = np.percentile(at, (0.1, 99.9), axis=0) + np.array([[-margin], [margin]])
     if len(labelled):
         at = grid.to_index(findings.geometry.to_world(labelled * label_step))
-        low, high = np.minimum(low, at.min(axis=0)), np.maximum(high, at.max(axis=0) + 1)
-        bin_mm = 2 * max(np.multiply(findings.geometry.spacing_mm_zyx, label_step))
-        centre = _fullest(at.clip(0, size - 1), bin_mm / grid.spacing_mm_zyx[0])
+        reach_mm = max(np.multiply(findings.geometry.spacing_mm_zyx, label_step))
+        reach = reach_mm / grid.spacing_mm_zyx[0]
+        low = np.minimum(low, at.min(axis=0) - reach)
+        high = np.maximum(high, at.max(axis=0) + reach + 1)
+        centre = _fullest(at.clip(0, size - 1), 2 * reach)
     low = np.floor(low).clip(0, size - 1).astype(int)
     high = np.ceil(high).clip(low + 1, size).astype(int)
 
@@ -88,13 +90,12 @@ def cut_planes(
     top = depth - 1
 
     def cut(name, origin, size, down, right, letters, crossing):
+        across = np.cross(down, right)
+
         def plane_geometry(detail: int) -> Geometry:
-            steps = grid.affine[:3, :3] @ np.array([down, right], dtype=float).T / detail
-            start = grid.to_world(origin) - steps.sum(axis=1) * (detail - 1) / 2
-            across = np.cross(steps[:, 1], steps[:, 0])
-            across *= pixel_mm / np.linalg.norm(across)
-            axes = (across, steps[:, 0], steps[:, 1])
-            return Geometry.from_axes((1, size[0] * detail, size[1] * detail), start, axes)
+            steps = np.array([across, down, right]) @ grid.steps_lps_mm / detail
+            start = grid.to_world(origin) - (steps[1] + steps[2]) * (detail - 1) / 2
+            return Geometry.from_axes((1, size[0] * detail, size[1] * detail), start, steps)
 
         gray = _sample_window(volume, plane_geometry(1), window_hu)
         labels = _sample_labels(findings, plane_geometry(label_detail))

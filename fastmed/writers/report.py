@@ -86,7 +86,7 @@ def write_report(
 
 def _all_warnings(row: ReportRow) -> list[str]:
     """The warnings of the row and of its findings, each once."""
-    found = row.findings["warnings"] if row.findings else ()
+    found = (row.findings or {}).get("warnings", ())
     return list(dict.fromkeys([*found, *row.warnings]))
 
 
