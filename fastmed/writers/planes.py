@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from fastmed.findings import Findings
 from fastmed.geometry import Geometry
 from fastmed.volume import Volume
 
-_BODY_SEARCH, _LABEL_SEARCH = 40, 64  # voxels per axis that are looked at, about
+_BODY_SEARCH, _LABEL_SEARCH = 40, 64  # voxels per axis that are looked at, at most
 _TALLEST = 1.35  # a long scan is cropped to this multiple of its width, around the centre
 _AIR_HU, _BODY_HU = -1024.0, -400.0
 _BODY_MARGIN_MM = 8.0
@@ -110,7 +111,7 @@ def cut_planes(
 
 
 def _steps(voxels: np.ndarray, search_size: int) -> list[int]:
-    return [max(1, n // search_size) for n in voxels.shape]
+    return [math.ceil(n / search_size) for n in voxels.shape]
 
 
 def _labelled(findings: Findings) -> tuple[np.ndarray, list[int]]:
