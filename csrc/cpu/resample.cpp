@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <type_traits>
 
 #include "checks.h"
@@ -165,21 +164,6 @@ struct Uncover {
     for (int64_t x = 0; x < length; ++x) uncovered[x] = Real(1) - row_coverage * coverage[x];
   }
 };
-
-// Integers round half to even and saturate.
-template <class Out, class Real>
-FASTMED_HD Out convert(Real value) {
-  if constexpr (std::is_integral_v<Out>) {
-    constexpr Real lowest = std::numeric_limits<Out>::lowest(), highest = std::numeric_limits<Out>::max();
-    const Real rounded = std::nearbyint(value);
-    const Real above = rounded > lowest ? rounded : lowest;
-    return static_cast<Out>(above < highest ? above : highest);
-  } else if constexpr (std::is_floating_point_v<Out>) {
-    return static_cast<Out>(value);
-  } else {
-    return static_cast<Out>(static_cast<float>(value));
-  }
-}
 
 template <class Real, class Out>
 struct Finish {

@@ -1,7 +1,10 @@
 // Where an output voxel samples its volume, with which weights, and what becomes of the sampled value.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
 #include "math/host_device.h"
 
@@ -141,6 +144,21 @@ template <class Real>
 FASTMED_HD Real apply(const Intensity<Real>& intensity, Real sampled, Real uncovered) {
   const Real value = intensity.gain * sampled + intensity.bias + intensity.fill * uncovered;
   return intensity.clamped ? clamp_unit(value) : value;
+}
+
+// A value in the output's dtype: integers round half to even and saturate, half precisions come by way of float32.
+template <class Out, class Real>
+FASTMED_HD Out convert(Real value) {
+  if constexpr (std::is_integral_v<Out>) {
+    constexpr Real lowest = std::numeric_limits<Out>::lowest(), highest = std::numeric_limits<Out>::max();
+    const Real rounded = std::rint(value);
+    const Real above = rounded > lowest ? rounded : lowest;
+    return static_cast<Out>(above < highest ? above : highest);
+  } else if constexpr (std::is_floating_point_v<Out>) {
+    return static_cast<Out>(value);
+  } else {
+    return static_cast<Out>(static_cast<float>(value));
+  }
 }
 
 }  // namespace fastmed

@@ -24,11 +24,15 @@ def checked_matrix(matrix: Tensor, device: torch.device, counts: Sequence[int] |
         raise ValueError(f"matrix: expected [3, 4] or [N, 3, 4], got {list(matrix.shape)}")
     rows = matrix.reshape(-1, 3, 4)
     if counts is not None and rows.shape[0] not in counts:
-        raise ValueError(f"matrix: expected [3, 4] or [{counts[-1]}, 3, 4], got {list(matrix.shape)}")
+        raise ValueError(
+            f"matrix: expected [3, 4] or [{counts[-1]}, 3, 4], got {list(matrix.shape)}"
+        )
     return _placed(rows, "matrix", device)
 
 
-def per_output(value, name: str, device: torch.device, outputs: int, width: int | None = None) -> Tensor:
+def per_output(
+    value, name: str, device: torch.device, outputs: int, width: int | None = None
+) -> Tensor:
     """A [1 or outputs] (with width: [1 or outputs, width]) float64 tensor on device."""
     row = [] if width is None else [width]
     if isinstance(value, Tensor):

@@ -36,11 +36,15 @@ def overlap_counts(
     """
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.dtype not in _LABEL_DTYPES:
-            raise TypeError(f"{name}: {labels.dtype} is none of {', '.join(map(str, _LABEL_DTYPES))}")
+            raise TypeError(
+                f"{name}: {labels.dtype} is none of {', '.join(map(str, _LABEL_DTYPES))}"
+            )
     if prediction.dim() < 1:
         raise ValueError("prediction: expected [B, ...], got a scalar")
     if target.shape != prediction.shape:
-        raise ValueError(f"target: expected the prediction's {list(prediction.shape)}, got {list(target.shape)}")
+        raise ValueError(
+            f"target: expected the prediction's {list(prediction.shape)}, got {list(target.shape)}"
+        )
     if target.device != prediction.device:
         raise ValueError(f"target: on {target.device}, the prediction is on {prediction.device}")
     if num_classes < 1:

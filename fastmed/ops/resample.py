@@ -82,7 +82,9 @@ def window_resample(
         if each.dtype != volumes[0].dtype or each.device != volumes[0].device:
             raise TypeError("volume: all must share one dtype and one device")
     if dtype not in _FLOAT_DTYPES and not (mode == "nearest" and dtype == volumes[0].dtype):
-        raise TypeError(f"dtype: expected a floating dtype, or with 'nearest' the volume's own; got {dtype}")
+        raise TypeError(
+            f"dtype: expected a floating dtype, or with 'nearest' the volume's own; got {dtype}"
+        )
     check_no_grad("volume", *volumes)
     device = volumes[0].device
     matrices = checked_matrix(matrix, device, (1, len(volumes)) if batched else None)
@@ -140,14 +142,18 @@ def resample_argmax(
     matrices = checked_matrix(matrix, batch.device, (1, batch.shape[0]))
     if logits.dim() == 4 and matrix.dim() == 3 and matrix.shape[0] != 1:
         raise ValueError(f"matrix: expected [3, 4] for one set of logits, got {list(matrix.shape)}")
-    labels = torch.ops.fastmed.resample_argmax(batch.contiguous(), matrices, checked_size(size), outside)
+    labels = torch.ops.fastmed.resample_argmax(
+        batch.contiguous(), matrices, checked_size(size), outside
+    )
     return labels if logits.dim() == 5 else labels[0]
 
 
 def _as_list(volume: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(volume, Tensor):
         if volume.dim() not in (3, 4):
-            raise ValueError(f"volume: expected [D, H, W] or [B, D, H, W], got {list(volume.shape)}")
+            raise ValueError(
+                f"volume: expected [D, H, W] or [B, D, H, W], got {list(volume.shape)}"
+            )
         volumes = [volume] if volume.dim() == 3 else list(volume.unbind(0))
     else:
         volumes = list(volume)
@@ -155,7 +161,9 @@ def _as_list(volume: Tensor | Sequence[Tensor]) -> list[Tensor]:
             raise ValueError("volume: expected at least one volume in the list")
     for each in volumes:
         if each.dim() != 3 or 0 in each.shape:
-            raise ValueError(f"volume: expected [D, H, W] without an empty axis, got {list(each.shape)}")
+            raise ValueError(
+                f"volume: expected [D, H, W] without an empty axis, got {list(each.shape)}"
+            )
     return volumes
 
 
