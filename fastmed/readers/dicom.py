@@ -74,19 +74,25 @@ def _entry(members: list[Header], kind: str, verdict: str, reason: str, **more) 
     first = members[0]
     uids = sorted({header.sop_instance_uid for header in members})
     identity = "\n".join([*_identity(first), *uids])
-    relative = [header.relative for header in members]
-    folder = os.path.commonpath(relative) if len(relative) > 1 else relative[0]
     rows, columns = first.rows, first.columns
     more.setdefault("shape_zyx", (len(members), rows, columns) if rows and columns else None)
     return Series(
         name=name_from_uid(first.series_uid, identity),
-        source=folder or os.path.dirname(relative[0]),
+        source=_source(members),
         kind=kind,
         verdict=verdict,
         reason=reason,
         files=len(members),
         **more,
     )
+
+
+def _source(members: list[Header]) -> str:
+    """The one file, or the folder that all files lie in, relative to the searched folder."""
+    if len(members) == 1:
+        return members[0].relative
+    relative = os.path.commonpath([header.relative for header in members])
+    return relative or os.path.basename(os.path.commonpath([h.path for h in members]))
 
 
 def _ct_entries(members: list[Header], strict: bool) -> list[Series]:

@@ -40,6 +40,12 @@ def check_files(headers: list[Header]) -> None:
                 f"{header.bits_allocated} bits per pixel, which is no CT image",
                 "failed",
             )
+        if header.cut_short:
+            raise Doubt(
+                f"{name} is truncated: the end of its compressed pixels is absent; copy it again "
+                "from its archive",
+                "failed",
+            )
         if header.transfer_syntax in NATIVE:
             there = header.file_bytes - header.pixel_offset
             if there < header.pixel_bytes:
@@ -160,7 +166,7 @@ def check_rescale(headers: list[Header], strict: bool, warnings: list[str]) -> N
         if kind not in _RESCALE_TYPES:
             raise Doubt(f"{name}: its RescaleType {kind[:16]!r} is not HU")
         for word, value in (("Slope", header.slope), ("Intercept", header.intercept)):
-            if value is not None and (not math.isfinite(value) or word == "Slope" and value == 0):
+            if value is not None and (not math.isfinite(value) or (word == "Slope" and value == 0)):
                 raise Doubt(f"{name}: Rescale{word} {value} is not usable")
     bare = [h for h in headers if h.slope is None or h.intercept is None]
     if bare and strict and bare[0].rescale_type != "HU":

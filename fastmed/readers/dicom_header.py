@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import struct
-from dataclasses import dataclass
-from functools import cache
+import warnings
+from dataclasses import dataclass, replace
 
 _HEAD_BYTES = 1 << 16  # most headers fit; a longer one is read again from the file
 
@@ -38,7 +38,12 @@ _ATTRIBUTES = {
     "slope": 0x00281053,
     "rescale_type": 0x00281054,
 }
+_TAGS = [*_ATTRIBUTES.values()]
 _PIXEL_DATA = 0x7FE00010
+_PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
+_UNDEFINED_LENGTH = b"\xff\xff\xff\xff"
+_FRAGMENT, _END_OF_FRAGMENTS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
@@ -54,6 +59,7 @@ class Header:
     padding: (low, high) of the stored values that stand for "no voxel here"; None without them.
     pixel_offset: first byte of native pixels, None for compressed ones.
     has_pixels: whether the file goes on after its header with pixel data.
+    cut_short: whether compressed pixels lack their end.
     """
 
     path: str
@@ -86,6 +92,7 @@ class Header:
     rescale_type: str
     padding: tuple[int, int] | None
     has_pixels: bool
+    cut_short: bool
     pixel_offset: int | None
 
     @property
@@ -99,15 +106,22 @@ def read_header(path: str, relative: str, file_bytes: int) -> Header | None:
 
     Raises OSError where it cannot be opened and ValueError where the header is damaged.
     """
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
         if not _looks_like_dicom(head):
             return None
         dataset, tail = _parse(io.BytesIO(head), whole=len(head) == file_bytes)
         if tail is None:
             file.seek(0)
-            dataset, tail = _parse(io.BufferedReader(file), whole=True)
-    return _header(path, relative, file_bytes, dataset, tail)
+            dataset, tail = _parse(file, whole=True)
+        header = _header(path, relative, file_bytes, dataset, tail)
+        if header.has_pixels and tail[1][8:12] == _UNDEFINED_LENGTH:
+            header = replace(header, cut_short=not _has_end(file, tail[0] + 12))
+    if header.sop_class_uid or header.modality:
+        return header
+    if head[128:132] == b"DICM":
+        raise ValueError("its DICOM header does not say what it holds; it may be cut short")
+    return None
 
 
 def _looks_like_dicom(head: bytes) -> bool:
@@ -124,21 +138,20 @@ def _parse(file, whole: bool):
     import pydicom
 
     try:
-        dataset = pydicom.dcmread(
-            file, stop_before_pixels=True, specific_tags=_tags(), force=True, defer_size=None
-        )
-        offset = file.tell()
-        tail = file.read(12)
+        with warnings.catch_warnings(action="ignore"):
+            dataset = pydicom.dcmread(
+                file, stop_before_pixels=True, specific_tags=_TAGS, force=True
+            )
+            offset, tail = file.tell(), file.read(12)
+            if getattr(dataset.file_meta, "TransferSyntaxUID", "") == _DEFLATED:
+                file.seek(0)
+                there = _PIXEL_DATA in pydicom.dcmread(file, specific_tags=[_PIXEL_DATA])
+                offset, tail = 0, _PIXEL_DATA_TAG * 3 if there else b""
     except Exception as error:  # pydicom raises whatever its parsers meet in damaged bytes
         if not whole:
             return None, None
         raise ValueError(f"its DICOM header cannot be read ({error})") from error
     return (dataset, (offset, tail)) if whole or len(tail) == 12 else (None, None)
-
-
-@cache
-def _tags() -> list[int]:
-    return [*_ATTRIBUTES.values()]
 
 
 def _header(path, relative, file_bytes, dataset, tail) -> Header:
@@ -202,8 +215,19 @@ def _header(path, relative, file_bytes, dataset, tail) -> Header:
         rescale_type=text("rescale_type").upper(),
         padding=_padding(values["padding"], values["padding_limit"], signed, little),
         has_pixels=has_pixels,
+        cut_short=False,
         pixel_offset=offset,
     )
+
+
+def _has_end(file, offset: int) -> bool:
+    """Walks the fragments of compressed pixels to the mark behind the last one."""
+    while True:
+        file.seek(offset)
+        mark = file.read(8)
+        if mark[:4] != _FRAGMENT or len(mark) < 8:
+            return mark[:4] == _END_OF_FRAGMENTS
+        offset += 8 + struct.unpack("<L", mark[4:])[0]
 
 
 def _raw(dataset, tag: int) -> bytes:

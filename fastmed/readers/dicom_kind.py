@@ -25,8 +25,6 @@ def kind_of(header: Header) -> tuple[str, str]:
         return "screen capture", "a secondary capture: a picture without CT geometry"
     if sop_class not in (_CT, "") or header.modality not in ("CT", ""):
         return "other modality", f"{_name(header)}, not CT"
-    if not sop_class and not header.modality:
-        return "other modality", "it names neither SOPClassUID nor Modality"
     if words & {"LOCALIZER", "SCOUT", "CT_SOM5 TOP"}:
         return "localizer", "a localizer: a projection for planning, not a slice"
     if header.samples != 1 or header.photometric in ("RGB", "PALETTE COLOR", "YBR_FULL"):

@@ -106,7 +106,8 @@ def _read_native(header: Header, target: np.ndarray) -> None:
 
 def _decode(header: Header, target: np.ndarray) -> None:
     """Decodes compressed pixels through pydicom's decoders."""
-    from pydicom.pixels import get_decoder, pixel_array
+    from pydicom import dcmread
+    from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
     name = UID(header.transfer_syntax).name
@@ -118,7 +119,7 @@ def _decode(header: Header, target: np.ndarray) -> None:
             "convert the series to an uncompressed or JPEG 2000 one"
         ) from error
     try:
-        pixels = pixel_array(header.path)
+        pixels = dcmread(header.path, force=True).pixel_array
     except Exception as error:  # the decoders raise whatever damaged bytes lead them to
         reason = " ".join(str(error).split())[:200]
         raise SeriesError(f"{header.relative} ({name}) cannot be decoded: {reason}") from error

@@ -153,5 +153,5 @@ def _listing(gaps: np.ndarray) -> str:
     if len(means) == 1:
         return f"{gaps.min():.3f} to {gaps.max():.3f}"
     if len(means) > 4:
-        return f"{gaps.min():.2f} to {gaps.max():.2f}, {len(means)} different gaps"
+        return f"{len(means)} different gaps, {gaps.min():.2f} to {gaps.max():.2f}"
     return ", ".join(means[:-1]) + " and " + means[-1]

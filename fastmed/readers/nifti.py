@@ -116,18 +116,16 @@ def _shape(image) -> tuple[int, int, int]:
 
 
 def _stored(image, found: Found) -> StoredNifti:
-    header = image.header
-    dtype = header.get_data_dtype()
+    dtype = image.header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise _Refused(f"its voxels are of type {dtype}: colour or complex values are no HU")
-    slope, intercept = header.get_slope_inter()
-    proxy = image.dataobj
+    proxy = image.dataobj  # nibabel moves the scaling from the header to here
     return StoredNifti(
         path=found.path,
         offset=int(proxy.offset),
         dtype=dtype,
-        slope=1.0 if slope is None else float(slope),
-        intercept=0.0 if intercept is None else float(intercept),
+        slope=float(proxy.slope),
+        intercept=float(proxy.inter),
     )
 
 

@@ -1,0 +1,107 @@
+"""Scan factories for tests: any kind of sane or damaged CT series, written from small arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fastmed.geometry import Geometry
+from fastmed.volume import Volume
+from fastmed.writers.dicom_ct import write_dicom_ct
+
+SHAPE = (9, 12, 14)
+
+
+def volume(
+    shape_zyx=SHAPE,
+    spacing_mm_zyx=(2.0, 0.75, 0.75),
+    origin_lps_mm=(-20.0, -30.0, -110.0),
+    tilt_degrees: float = 0.0,
+    seed: int = 0,
+    dtype=np.int16,
+    slope: float = 1.0,
+    intercept: float = -1024.0,
+) -> Volume:
+    """A CT of random tissue with a rim of air; tilted slices lean along the patient's y axis."""
+    rng = np.random.default_rng(seed)
+    stored = rng.integers(900, 1200, shape_zyx)
+    stored[:, :2] = 24
+    z, y, x = spacing_mm_zyx
+    lean = np.radians(tilt_degrees)
+    steps = [(0, 0, z / np.cos(lean)), (0, y * np.cos(lean), -y * np.sin(lean)), (x, 0, 0)]
+    geometry = Geometry.from_axes(shape_zyx, origin_lps_mm, steps)
+    return Volume(stored.astype(dtype), geometry, slope, intercept, name=f"test-{seed}")
+
+
+def series(folder, scan: Volume | None = None, **options) -> list[Path]:
+    """Writes a CT series and returns its files by rising z."""
+    return write_dicom_ct(scan or volume(), folder, **options)
+
+
+def edit(path, **attributes) -> None:
+    """Sets attributes of a DICOM file by keyword; None removes one."""
+    import pydicom
+
+    dataset = pydicom.dcmread(path)
+    for keyword, value in attributes.items():
+        if value is None:
+            if keyword in dataset:
+                delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+            if dataset[keyword].VR == "US or SS":
+                dataset[keyword].VR = "SS" if dataset.PixelRepresentation else "US"
+    if "SOPInstanceUID" in attributes:
+        dataset.file_meta.MediaStorageSOPInstanceUID = attributes["SOPInstanceUID"] or "1.2.3"
+    if "SOPClassUID" in attributes:
+        dataset.file_meta.MediaStorageSOPClassUID = attributes["SOPClassUID"]
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def edit_all(paths, **attributes) -> None:
+    """Sets the same attributes in several DICOM files."""
+    for path in paths:
+        edit(path, **attributes)
+
+
+def move(path, *, by_lps_mm) -> None:
+    """Shifts the ImagePositionPatient of one slice."""
+    import pydicom
+
+    position = pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient
+    edit(
+        path,
+        ImagePositionPatient=[round(p + d, 6) for p, d in zip(position, by_lps_mm, strict=True)],
+    )
+
+
+def truncate(path, *, lose_bytes: int) -> None:
+    """Cuts the end of a file off."""
+    path = Path(path)
+    path.write_bytes(path.read_bytes()[:-lose_bytes])
+
+
+def transcode(path, transfer_syntax: str) -> None:
+    """Rewrites a DICOM file in another transfer syntax, compressing it where that asks for it."""
+    import pydicom
+    from pydicom.uid import UID
+
+    dataset, syntax = pydicom.dcmread(path), UID(transfer_syntax)
+    if syntax.is_encapsulated:
+        dataset.compress(syntax, generate_instance_uid=False)
+        dataset.save_as(path)
+        return
+    for _ in dataset.iterall():  # decodes each value, so that it is written in the new byte order
+        pass
+    if not syntax.is_little_endian:
+        dataset.PixelData = dataset.pixel_array.byteswap().tobytes()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    with open(path, "wb") as file:
+        pydicom.dcmwrite(
+            file,
+            dataset,
+            implicit_vr=syntax.is_implicit_VR,
+            little_endian=syntax.is_little_endian,
+            enforce_file_format=True,
+        )
