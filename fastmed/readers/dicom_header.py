@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import warnings
 from dataclasses import dataclass, replace
@@ -47,6 +48,8 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+_DAMAGED = "its DICOM header is damaged or cut short; copy the file again from its archive"
+_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 NATIVE = (_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, _EXPLICIT_BIG)
 
 
@@ -54,6 +57,7 @@ NATIVE = (_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, _EXPLICIT_BIG)
 class Header:
     """One DICOM file. Text is "" and numbers are None where absent or not a number.
 
+    Code words are "?" where they are none.
     path: where to open it; relative: under the searched folder.
     position (3), orientation (6), pixel_spacing (2): LPS mm as the file gives them; () if absent.
     padding: (low, high) of the stored values that stand for "no voxel here"; None without them.
@@ -110,18 +114,15 @@ def read_header(path: str, relative: str, file_bytes: int) -> Header | None:
         head = file.read(_HEAD_BYTES)
         if not _looks_like_dicom(head):
             return None
-        dataset, tail = _parse(io.BytesIO(head), whole=len(head) == file_bytes)
-        if tail is None:
-            file.seek(0)
-            dataset, tail = _parse(file, whole=True)
-        header = _header(path, relative, file_bytes, dataset, tail)
-        if header.has_pixels and tail[1][8:12] == _UNDEFINED_LENGTH:
-            header = replace(header, cut_short=not _has_end(file, tail[0] + 12))
-    if header.sop_class_uid or header.modality:
-        return header
-    if head[128:132] == b"DICM":
-        raise ValueError("its DICOM header does not say what it holds; it may be cut short")
-    return None
+        try:
+            with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+                return _read(file, head, path, relative, file_bytes)
+        except OSError:
+            raise
+        except Exception as error:  # pydicom raises whatever its parsers meet in damaged bytes
+            if head[128:132] != b"DICM":
+                return None
+            raise ValueError(_DAMAGED) from error
 
 
 def _looks_like_dicom(head: bytes) -> bool:
@@ -130,31 +131,45 @@ def _looks_like_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM" or bare
 
 
-def _parse(file, whole: bool):
-    """Returns (dataset, (offset of what follows the header, its first 12 bytes)).
+def _read(file, head: bytes, path: str, relative: str, file_bytes: int) -> Header:
+    try:
+        dataset, tail = _parse(io.BytesIO(head))
+        complete = len(tail.bytes) == 12 or len(head) == file_bytes
+    except Exception:  # perhaps only because the header goes on behind `head`
+        complete = False
+    if not complete:
+        file.seek(0)
+        dataset, tail = _parse(file)
+    header = _header(path, relative, file_bytes, dataset, tail)
+    if not (header.sop_class_uid.startswith("1.") or header.modality.isalpha()):
+        raise ValueError("it does not say what it holds")
+    if header.has_pixels and tail.bytes[8:12] == _UNDEFINED_LENGTH:
+        return replace(header, cut_short=not _has_end(file, tail.offset + 12))
+    return header
 
-    The second is None where `file` holds only the beginning and the header goes on after it.
-    """
+
+@dataclass(frozen=True)
+class _Tail:
+    """Where the header ends and the 12 bytes that follow it: those of PixelData, or none."""
+
+    offset: int
+    bytes: bytes
+
+
+def _parse(file):
+    """Returns (dataset, _Tail)."""
     import pydicom
 
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            dataset = pydicom.dcmread(
-                file, stop_before_pixels=True, specific_tags=_TAGS, force=True
-            )
-            offset, tail = file.tell(), file.read(12)
-            if getattr(dataset.file_meta, "TransferSyntaxUID", "") == _DEFLATED:
-                file.seek(0)
-                there = _PIXEL_DATA in pydicom.dcmread(file, specific_tags=[_PIXEL_DATA])
-                offset, tail = 0, _PIXEL_DATA_TAG * 3 if there else b""
-    except Exception as error:  # pydicom raises whatever its parsers meet in damaged bytes
-        if not whole:
-            return None, None
-        raise ValueError(f"its DICOM header cannot be read ({error})") from error
-    return (dataset, (offset, tail)) if whole or len(tail) == 12 else (None, None)
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+    tail = _Tail(file.tell(), file.read(12))
+    if getattr(dataset.file_meta, "TransferSyntaxUID", "") == _DEFLATED:
+        file.seek(0)
+        there = _PIXEL_DATA in pydicom.dcmread(file, specific_tags=[_PIXEL_DATA])
+        tail = _Tail(0, _PIXEL_DATA_TAG * 3 if there else b"")
+    return dataset, tail
 
 
-def _header(path, relative, file_bytes, dataset, tail) -> Header:
+def _header(path, relative, file_bytes, dataset, tail: _Tail) -> Header:
     meta = getattr(dataset, "file_meta", {})
     syntax = str(meta.get("TransferSyntaxUID", "") or "")
     implicit, little = dataset.original_encoding
@@ -164,6 +179,11 @@ def _header(path, relative, file_bytes, dataset, tail) -> Header:
 
     def text(name: str) -> str:
         return values[name].decode("latin-1").strip(" \0")
+
+    def code(name: str) -> str:
+        """A code word; other text, as damage brings it, may hold a name and is never shown."""
+        word = text(name).upper()
+        return word if _CODE.fullmatch(word) else "?"
 
     def number(name: str, missing: int = 0) -> int:
         raw = values[name][:2]
@@ -180,9 +200,9 @@ def _header(path, relative, file_bytes, dataset, tail) -> Header:
         return int(value) if value is not None and math.isfinite(value) else None
 
     signed = number("pixel_representation") == 1
-    group, element = struct.unpack("<HH" if little else ">HH", tail[1][:4].ljust(4, b"\0"))
+    group, element = struct.unpack("<HH" if little else ">HH", tail.bytes[:4].ljust(4, b"\0"))
     has_pixels = group << 16 | element == _PIXEL_DATA
-    offset = tail[0] + (8 if implicit else 12) if has_pixels and syntax in NATIVE else None
+    offset = tail.offset + (8 if implicit else 12) if has_pixels and syntax in NATIVE else None
     return Header(
         path=path,
         relative=relative,
@@ -191,7 +211,7 @@ def _header(path, relative, file_bytes, dataset, tail) -> Header:
         sop_class_uid=text("sop_class_uid") or str(meta.get("MediaStorageSOPClassUID", "") or ""),
         sop_instance_uid=text("sop_instance_uid")
         or str(meta.get("MediaStorageSOPInstanceUID", "") or ""),
-        modality=text("modality").upper(),
+        modality=code("modality"),
         image_type=tuple(word.strip().upper() for word in text("image_type").split("\\")),
         kernel=text("kernel"),
         study_uid=text("study_uid"),
@@ -206,13 +226,13 @@ def _header(path, relative, file_bytes, dataset, tail) -> Header:
         columns=number("columns"),
         samples=number("samples", missing=1),
         frames=whole("frames") or 1,
-        photometric=text("photometric").upper(),
+        photometric=code("photometric"),
         bits_allocated=number("bits_allocated"),
         bits_stored=number("bits_stored") or number("bits_allocated"),
         signed=signed,
         slope=first_decimal("slope"),
         intercept=first_decimal("intercept"),
-        rescale_type=text("rescale_type").upper(),
+        rescale_type=code("rescale_type"),
         padding=_padding(values["padding"], values["padding_limit"], signed, little),
         has_pixels=has_pixels,
         cut_short=False,

@@ -30,7 +30,7 @@ def kind_of(header: Header) -> tuple[str, str]:
     if header.samples != 1 or header.photometric in ("RGB", "PALETTE COLOR", "YBR_FULL"):
         return "screen capture", "a colour picture: its values are no Hounsfield units"
     if words & {"CT_SOM5 PROT", "SCREEN SAVE", "SCREENSHOT", "PROTOCOL", "DOSE_INFO"}:
-        return "screen capture", f"a page of text or figures ({'/'.join(header.image_type)})"
+        return "screen capture", "a page of text or figures, not a slice"
     if header.frames > 1:
         return "enhanced ct", _ENHANCED_REASON
     if not header.position and {"DERIVED", "SECONDARY"} <= words:
@@ -44,11 +44,10 @@ _ENHANCED_REASON = (
 
 
 def _name(header: Header) -> str:
-    if not header.sop_class_uid:
-        return f"modality {header.modality}"
-    from pydicom.uid import UID
+    """What the file says it is, in words that no damaged text can get into."""
+    from pydicom.uid import UID_dictionary
 
-    name = UID(header.sop_class_uid).name
-    if header.sop_class_uid == _CT:
-        return f"{name} of modality {header.modality}"
+    name = UID_dictionary.get(header.sop_class_uid, ("an unknown or private kind of object",))[0]
+    if header.sop_class_uid in (_CT, ""):
+        return f"an image of modality {header.modality}"
     return f"{name} ({header.modality})" if header.modality else name

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fastmed.errors import SeriesError
+from fastmed.readers.dicom_decode import Decoder
 from fastmed.readers.dicom_header import NATIVE, Header
 from fastmed.readers.series import Series
 from fastmed.volume import SourceSlice, Volume
@@ -40,15 +41,17 @@ def read_dicom(series: Series) -> Volume:
         if header.transfer_syntax in NATIVE:
             _read_native(header, target)
         else:
-            _decode(header, target)
+            decoder.decode(header, target)
         padded = _padding_to_air(header, target)
         if not uniform:
             scale, shift = _rescale(header)
             slices[k] = target * scale + shift
         return padded
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        padded = list(pool.map(fill, range(len(headers))))
+    compressed = sum(header.transfer_syntax not in NATIVE for header in headers)
+    with Decoder(compressed, _cores()) as decoder:
+        threads = decoder.threads if compressed else _cores()
+        padded = _in_parallel(fill, len(headers), threads)
 
     warnings = [*series.warnings]
     if not uniform:
@@ -104,32 +107,6 @@ def _read_native(header: Header, target: np.ndarray) -> None:
         np.right_shift(target, unused, out=target)
 
 
-def _decode(header: Header, target: np.ndarray) -> None:
-    """Decodes compressed pixels through pydicom's decoders."""
-    from pydicom import dcmread
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import UID
-
-    name = UID(header.transfer_syntax).name
-    try:
-        get_decoder(header.transfer_syntax)
-    except NotImplementedError as error:
-        raise SeriesError(
-            f"{header.relative}: transfer syntax {name} is not supported; "
-            "convert the series to an uncompressed or JPEG 2000 one"
-        ) from error
-    try:
-        pixels = dcmread(header.path, force=True).pixel_array
-    except Exception as error:  # the decoders raise whatever damaged bytes lead them to
-        reason = " ".join(str(error).split())[:200]
-        raise SeriesError(f"{header.relative} ({name}) cannot be decoded: {reason}") from error
-    if pixels.shape != target.shape:
-        raise SeriesError(
-            f"{header.relative}: its pixels are {pixels.shape}, its header says {target.shape}"
-        )
-    target[...] = pixels
-
-
 def _padding_to_air(header: Header, target: np.ndarray) -> int:
     """Gives padding voxels the stored value of air; returns how many there were."""
     if header.padding is None:
@@ -175,6 +152,21 @@ def _interpolate(slices: np.ndarray, z_index: np.ndarray, planes: int) -> np.nda
         low += weight * (high - low)
         voxels[plane] = low if voxels.dtype.kind == "f" else np.rint(low)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(pool.map(fill, range(planes)))
+    _in_parallel(fill, planes, _cores())
     return voxels
+
+
+def _in_parallel(work, count: int, threads: int) -> list:
+    """Calls work(0) .. work(count - 1); the first error ends it without waiting for the rest."""
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            return list(pool.map(work, range(count)))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
-from fastmed.readers.series import Series, name_from_path
+from fastmed.readers.series import Series, name_from_path, one_line
 from fastmed.readers.voxel_content import content
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
@@ -39,12 +39,12 @@ def image_entry(found: Found, *, strict: bool) -> Series:
     warnings: list[str] = []
     shape = geometry = None
     try:
-        reader = _header(found.path)
+        reader = _header(found)
         shape = tuple(int(n) for n in reader.GetSize()[::-1])
         if len(shape) != 3 or shape[0] == 1 or reader.GetNumberOfComponents() != 1:
             raise _Refused(f"it has shape {shape}: expected one volume of three axes, no colour")
         geometry = _geometry(reader, shape, strict, warnings)
-        voxels = _voxels(found.path)
+        voxels = _voxels(found.path, found.relative)
         kind, reason = content((plane.ravel() for plane in voxels), 1.0, 0.0)
         verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
         if kind == "ct":
@@ -75,13 +75,13 @@ def read_image(series: Series) -> Volume:
     """
     warnings = list(series.warnings)
     try:
-        voxels = _voxels(series.stored.path)
+        voxels = _voxels(series.stored.path, series.source)
     except SeriesError as error:
         raise SeriesError(f"{series.source}: {error}") from error
     voxels = voxels.astype(_WIDER.get(voxels.dtype.str[1:], voxels.dtype), copy=False)
-    if voxels.dtype.kind == "f" and (holes := np.isnan(voxels)).any():
-        voxels = np.where(holes, voxels.dtype.type(AIR_HU), voxels)
-        warnings.append(f"{int(holes.sum())} voxels are not a number: taken as air")
+    if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
+        voxels = np.where(real, voxels, voxels.dtype.type(AIR_HU))
+        warnings.append(f"{np.count_nonzero(~real)} voxels are not a number: taken as air")
     return Volume(
         voxels=voxels,
         geometry=series.geometry,
@@ -91,25 +91,27 @@ def read_image(series: Series) -> Volume:
     )
 
 
-def _header(path: str):
+def _header(found: Found):
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    reader.SetFileName(path)
+    reader.SetFileName(found.path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise SeriesError(f"its header cannot be read ({_last_line(error)})") from error
+        reason = _last_line(error, found.path, found.relative)
+        raise SeriesError(f"its header cannot be read ({reason})") from error
     return reader
 
 
-def _voxels(path: str) -> np.ndarray:
+def _voxels(path: str, relative: str) -> np.ndarray:
     import SimpleITK as sitk
 
     try:
         return sitk.GetArrayFromImage(sitk.ReadImage(path))
     except RuntimeError as error:
-        raise SeriesError(f"its voxels cannot be read ({_last_line(error)})") from error
+        reason = _last_line(error, path, relative)
+        raise SeriesError(f"its voxels cannot be read ({reason})") from error
 
 
 def _geometry(reader, shape_zyx, strict: bool, warnings: list[str]) -> Geometry:
@@ -128,5 +130,7 @@ def _geometry(reader, shape_zyx, strict: bool, warnings: list[str]) -> Geometry:
         raise _Refused(f"its geometry is not usable: {error}") from error
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+def _last_line(error: Exception, path: str, relative: str) -> str:
+    """SimpleITK's errors name its own source code first and the matter last."""
+    text = str(error).strip().splitlines()
+    return one_line(RuntimeError(text[-1] if text else ""), path, relative)

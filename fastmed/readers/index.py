@@ -24,7 +24,7 @@ def index(
     paths: str | os.PathLike | Iterable[str | os.PathLike],
     *,
     strict: bool = True,
-    exclude: Iterable[str | os.PathLike] = (),
+    exclude: str | os.PathLike | Iterable[str | os.PathLike] = (),
 ) -> list[Series]:
     """Finds every CT series and volume under `paths` and judges each, from headers alone.
 
@@ -137,7 +137,9 @@ def _dicom_header(found: Found, entries: list[Series], others: list[Found]):
         if _is_apple_double(found.relative):
             others.append(found)
         else:
-            entries.append(_damaged(found, "named as a DICOM file, but it holds no DICOM"))
+            entries.append(
+                _damaged(found, "named as a DICOM file, but it holds no DICOM; copy it again")
+            )
     elif header is None:
         others.append(found)
     return header

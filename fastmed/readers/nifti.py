@@ -10,13 +10,13 @@ import numpy as np
 
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
-from fastmed.readers.series import Series, name_from_path
+from fastmed.readers.series import Series, name_from_path, one_line
 from fastmed.readers.voxel_content import content
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
 _CHUNK_BYTES = 1 << 20
-_MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
+_UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # the codes for metre, millimetre, micrometre
 _WIDER = {"i1": "i2", "u4": "f8", "i8": "f8", "u8": "f8", "f16": "f8"}  # what the kernels lack
 AIR_HU = -1024.0
 
@@ -52,7 +52,7 @@ def nifti_entry(found: Found) -> Series:
     except _Refused as error:
         kind, verdict, reason = "not in hu" if stored is None else "ct", "refused", str(error)
     except (SeriesError, OSError) as error:
-        kind, verdict, reason = "damaged", "failed", str(error)
+        kind, verdict, reason = "damaged", "failed", one_line(error, found.path, found.relative)
     return Series(
         name=name_from_path(found.relative),
         source=found.relative,
@@ -81,9 +81,9 @@ def read_nifti(series: Series) -> Volume:
     if not stored.dtype.isnative:
         voxels = voxels.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
     voxels, warnings = _as_kernels_take_it(voxels), list(series.warnings)
-    if voxels.dtype.kind == "f" and (holes := np.isnan(voxels)).any():
-        voxels[holes] = (AIR_HU - stored.intercept) / stored.slope
-        warnings.append(f"{int(holes.sum())} voxels are not a number: taken as air")
+    if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
+        voxels[~real] = (AIR_HU - stored.intercept) / stored.slope
+        warnings.append(f"{np.count_nonzero(~real)} voxels are not a number: taken as air")
     return Volume(
         voxels=voxels,
         geometry=series.geometry,
@@ -101,7 +101,8 @@ def _open(found: Found):
     try:
         return nibabel.load(found.path)
     except Exception as error:  # nibabel and gzip raise whatever damaged bytes lead them to
-        raise SeriesError(f"its NIfTI header cannot be read ({error})") from error
+        reason = one_line(error, found.path, found.relative)
+        raise SeriesError(f"its NIfTI header cannot be read ({reason})") from error
 
 
 def _shape(image) -> tuple[int, int, int]:
@@ -131,18 +132,16 @@ def _stored(image, found: Found) -> StoredNifti:
 
 def _geometry(image, shape_zyx: tuple[int, int, int], warnings: list[str]) -> Geometry:
     header = image.header
-    if header["sform_code"] > 0:
-        affine = header.get_sform()
-    elif header["qform_code"] > 0:
-        affine = header.get_qform()
-    else:
+    if not (header["sform_code"] > 0 or header["qform_code"] > 0):
         raise _Refused("it has neither sform nor qform: where its voxels are would be guessed")
-    unit = header.get_xyzt_units()[0]
-    if unit == "unknown":
+    unit_mm = _UNITS_MM.get(int(header["xyzt_units"]) & 7)
+    if unit_mm is None:
         warnings.append("the file names no unit of length: millimetres assumed")
-    affine = np.diag([_MM[unit]] * 3 + [1.0]) @ affine
     try:
-        return Geometry.from_ras_xyz(shape_zyx[::-1], affine)
+        affine = header.get_sform() if header["sform_code"] > 0 else header.get_qform()
+        return Geometry.from_ras_xyz(
+            shape_zyx[::-1], np.diag([unit_mm or 1.0] * 3 + [1.0]) @ affine
+        )
     except ValueError as error:
         raise _Refused(f"its geometry is not usable: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -90,6 +91,13 @@ def with_unique_names(entries: list[Series]) -> list[Series]:
         taken.add(name.casefold())
         names[k] = name
     return [replace(entry, name=names[k]) for k, entry in enumerate(entries)]
+
+
+def one_line(error: BaseException, path: str, relative: str) -> str:
+    """The message of a library's error as part of a reason: short, printable, no absolute path."""
+    text = str(error).replace(path, relative).replace(os.path.dirname(path), "")
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def _sha256(text: str) -> str:

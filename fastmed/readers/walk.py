@@ -28,7 +28,10 @@ class Found:
     problem: str = ""
 
 
-def walk(paths: str | os.PathLike | Iterable, exclude: Iterable = ()) -> Iterator[Found]:
+def walk(
+    paths: str | os.PathLike | Iterable[str | os.PathLike],
+    exclude: str | os.PathLike | Iterable[str | os.PathLike] = (),
+) -> Iterator[Found]:
     """Yields the files in `paths` (files or folders), by name, each file once.
 
     Links are followed; a folder or file reached twice, as in a loop, counts once. Folders in
@@ -37,40 +40,43 @@ def walk(paths: str | os.PathLike | Iterable, exclude: Iterable = ()) -> Iterato
 
     Raises UsageError where a path does not exist.
     """
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    roots = [os.path.abspath(os.fspath(path)) for path in paths]
+    roots = [os.path.abspath(path) for path in _listed(paths)]
     for root in roots:
         if not os.path.exists(root):
             raise UsageError(f"{root}: no such file or folder")
     seen: set[tuple[int, int]] = set()
-    for path in exclude:
+    for path in _listed(exclude):
         if os.path.exists(path):
             seen.add(_identity(os.stat(path)))
     for root in roots:
         if os.path.isdir(root):
-            yield from _walk_folder(root, root, seen)
+            yield from _walk_folder(root, seen)
         else:
             yield from _file(root, os.path.basename(root), seen)
 
 
-def _walk_folder(folder: str, root: str, seen: set) -> Iterator[Found]:
-    try:
-        identity = _identity(os.stat(folder))
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        yield Found(folder, _relative(folder, root), 0, error.strerror or str(error))
-        return
-    is_result = folder != root and MANIFEST in names and _is_result(Path(folder, MANIFEST))
-    if identity in seen or is_result:
-        return
-    seen.add(identity)
-    for name in names:
-        path = os.path.join(folder, name)
-        if os.path.isdir(path):
-            yield from _walk_folder(path, root, seen)
-        else:
+def _walk_folder(root: str, seen: set) -> Iterator[Found]:
+    waiting = [root]
+    while waiting:
+        path = waiting.pop()
+        if not os.path.isdir(path):
             yield from _file(path, _relative(path, root), seen)
+            continue
+        try:
+            identity = _identity(os.stat(path))
+            names = sorted(os.listdir(path), reverse=True)
+        except OSError as error:
+            yield Found(path, _relative(path, root), 0, error.strerror or str(error))
+            continue
+        is_result = path != root and MANIFEST in names and _is_result(Path(path, MANIFEST))
+        if identity not in seen and not is_result:
+            seen.add(identity)
+            waiting += [os.path.join(path, name) for name in names]
+
+
+def _listed(paths) -> list[str]:
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    return [os.fspath(path) for path in paths]
 
 
 def _file(path: str, relative: str, seen: set) -> Iterator[Found]:

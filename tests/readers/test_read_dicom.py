@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
-from fastmed.readers import dicom_pixels
+from fastmed.readers import dicom_decode, dicom_pixels
 from fastmed.readers.index import index, read, read_series
 from fastmed.volume import Volume
 
@@ -155,6 +155,20 @@ def test_lenient_lays_uneven_slices_on_a_grid_no_coarser_than_the_smallest_gap(t
     for z, plane in enumerate(volume.voxels):
         expected = [np.interp(z, at, scan.voxels[:, y, x]) for y, x in ((0, 0), (5, 7), (11, 13))]
         np.testing.assert_allclose([plane[0, 0], plane[5, 7], plane[11, 13]], expected, atol=0.51)
+
+
+def test_lenient_takes_a_slice_beside_the_line_up_to_a_pixel(tmp_path):
+    scan = make.volume()
+    files = make.series(tmp_path, scan)
+    make.move(files[4], by_lps_mm=(0.4, 0, 0))
+    volume = one(tmp_path, strict=False)
+    np.testing.assert_array_equal(volume.voxels, scan.voxels)
+    np.testing.assert_allclose(volume.geometry.affine, scan.geometry.affine, atol=1e-9)
+    assert "up to 0.40 mm beside the line" in volume.warnings[0]
+    make.move(files[4], by_lps_mm=(0.4, 0, 0))
+    (entry,) = index(tmp_path, strict=False)
+    assert entry.verdict == "refused"
+    assert "more than a pixel" in entry.reason
 
 
 def test_lenient_refuses_a_grid_of_too_many_slices(tmp_path):
@@ -315,6 +329,32 @@ def test_damaged_compressed_pixels_name_their_file(tmp_path):
     (entry,) = index(tmp_path)
     with pytest.raises(SeriesError, match=r"scan/0005.dcm \(JPEG 2000 .*cannot be decoded"):
         read_series(entry)
+
+
+def test_many_compressed_slices_are_decoded_by_processes_with_the_same_result(
+    tmp_path, monkeypatch
+):
+    scan = make.volume((6, 40, 36))
+    files = make.series(tmp_path, scan)
+    for file in files:
+        make.transcode(file, SYNTAXES["JPEG 2000 lossless"])
+    monkeypatch.setattr(dicom_decode, "WORTH_PROCESSES", 2)
+    monkeypatch.setattr(dicom_pixels, "_cores", lambda: 2)
+    np.testing.assert_array_equal(one(tmp_path).voxels, scan.voxels)
+    (entry,) = index(tmp_path)
+    files[3].write_bytes(b"")
+    with pytest.raises(SeriesError, match=r"0004\.dcm .* cannot be decoded"):
+        read_series(entry)
+
+
+def test_a_decoder_that_crashes_costs_only_its_series(tmp_path, monkeypatch):
+    for file in make.series(tmp_path, make.volume((6, 40, 36))):
+        make.transcode(file, SYNTAXES["RLE"])
+    monkeypatch.setattr(dicom_decode, "WORTH_PROCESSES", 2)
+    monkeypatch.setattr(dicom_pixels, "_cores", lambda: 2)
+    monkeypatch.setattr(dicom_decode.sys, "executable", "/bin/false")
+    with pytest.raises(SeriesError, match=r"0001\.dcm .*its decoder crashed"):
+        one(tmp_path)
 
 
 def test_an_unknown_transfer_syntax_is_named(tmp_path):

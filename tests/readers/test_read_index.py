@@ -349,6 +349,42 @@ def test_links_are_followed_once_and_broken_ones_named(tmp_path):
     assert entries["failed"].reason == "a link to a file that is absent"
 
 
+def test_folders_nested_a_thousand_deep_are_searched(tmp_path):
+    scan = make.series(tmp_path / "scan")
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        os.link(scan[0], "leaf")
+    finally:
+        os.chdir(here)
+    scan[0].unlink()
+    (entry,) = index(tmp_path)
+    assert (entry.verdict, entry.files) == ("ok", 9)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_no_reason_shows_text_of_a_patient(tmp_path):
+    name = "DOE^JANE"
+    files = make.series(tmp_path / "a", patient=name)
+    for field in ("Modality", "RescaleType", "PhotometricInterpretation", "ImageType"):
+        for k, file in enumerate(make.series(tmp_path / field, make.volume(seed=len(field)))):
+            make.edit(file, **{field: name} if k else {})
+    content = files[0].read_bytes()
+    rng = np.random.default_rng(0)
+    (tmp_path / "b").mkdir()
+    for k in range(150):
+        damaged = bytearray(content)
+        for place in rng.integers(132, 1000, 3):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "b" / f"{k}.dcm").write_bytes(damaged)
+    for entry in index(tmp_path):
+        assert "JANE" not in f"{entry.reason} {entry.warnings} {entry.name}"
+        assert entry.reason.isprintable()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_named(tmp_path):
     make.series(tmp_path / "scan")[0].chmod(0)

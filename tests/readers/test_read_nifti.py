@@ -165,11 +165,11 @@ def test_voxels_come_in_a_type_that_the_kernels_take(dtype, stored, tmp_path):
 @pytest.mark.parametrize("extension", [".nii.gz", ".nrrd"])
 def test_voxels_that_are_no_number_become_air(extension, tmp_path):
     voxels = hu(np.float32)
-    voxels[2, 3, 4] = np.nan
+    voxels[2, 3, 4], voxels[2, 3, 5] = np.nan, -np.inf
     sitk.WriteImage(image_of(voxels), str(tmp_path / f"a{extension}"))
     (volume,) = read(tmp_path)
-    assert volume.hu()[2, 3, 4] == -1024
-    assert "1 voxels are not a number" in volume.warnings[0]
+    assert (volume.hu()[2, 3, 4:6] == -1024).all()
+    assert "2 voxels are not a number" in volume.warnings[0]
 
 
 def test_gzip_files_of_several_members_are_read_whole(tmp_path):

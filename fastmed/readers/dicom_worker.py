@@ -1,0 +1,42 @@
+"""A process that decodes DICOM files: a path as one JSON line in, the pixels out.
+
+Each answer is one JSON line, {"dtype", "shape"} followed by the raw pixels, or {"error"}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+
+
+def decoded(path: str):
+    """Returns the pixels [H, W] of one DICOM file as pydicom decodes them.
+
+    Raises RuntimeError with one line that says why not, whatever the decoder raised.
+    """
+    from pydicom import dcmread
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+            return dcmread(path, force=True).pixel_array
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # damaged bytes: decoders raise anything, Rust ones even panic
+        raise RuntimeError(f"{error}" or type(error).__name__) from error
+
+
+def main() -> None:
+    """Answers until its input ends."""
+    for line in sys.stdin:
+        try:
+            pixels = decoded(json.loads(line))
+            answer, raw = {"dtype": pixels.dtype.str, "shape": pixels.shape}, pixels.tobytes()
+        except RuntimeError as error:
+            answer, raw = {"error": str(error)}, b""
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + raw)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
