@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import subprocess
 
 import numpy as np
 import pydicom
@@ -361,8 +362,9 @@ def test_folders_nested_a_thousand_deep_are_searched(tmp_path):
     finally:
         os.chdir(here)
     scan[0].unlink()
-    (entry,) = index(tmp_path)
-    assert (entry.verdict, entry.files) == ("ok", 9)
+    entries = index(tmp_path)
+    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # Python's own rmtree recurses
+    assert [(entry.verdict, entry.files) for entry in entries] == [("ok", 9)]
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
