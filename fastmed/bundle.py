@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from fastmed import models
 from fastmed.errors import BundleError
 from fastmed.spec import Label, Network, Spec
+from fastmed.writers.atomic import write_atomically
 
 SPEC_FILE = "bundle.toml"
 WEIGHTS_FILE = "weights.safetensors"
@@ -56,7 +58,7 @@ class Bundle:
             raise BundleError(f"bundle {self.path}: {WEIGHTS_FILE} is missing")
         try:
             network = models.build(self.spec.network.name, **self.spec.network.arguments)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise BundleError(f"bundle {self.path}: [network] {error}") from error
         try:
             network.load_state_dict(load_file(self.weights_path))
@@ -96,25 +98,25 @@ def read(path: str | Path) -> Bundle:
         raise BundleError(f"{path} is no bundle: it has no {SPEC_FILE}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"bundle {path}: {SPEC_FILE} cannot be read ({error})") from error
-    except (tomllib.TOMLDecodeError, ValueError, TypeError) as error:
+    except ValueError as error:  # of tomllib, of the entries or of the Spec
         raise BundleError(f"bundle {path}: {SPEC_FILE}: {error}") from error
 
 
 def write(path: str | Path, spec: Spec, network: nn.Module) -> Bundle:
     """Writes bundle.toml and weights.safetensors into the folder `path`, made where it is absent.
 
-    An ONNX file of earlier weights is removed: it would no longer be this model.
+    An ONNX file of earlier weights is removed: it would no longer be this model. Raises
+    FastmedError where the disk refuses.
     """
     import tomli_w
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     (path / ONNX_FILE).unlink(missing_ok=True)
     weights = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
-    save_file(weights, path / WEIGHTS_FILE)
+    write_atomically(path / WEIGHTS_FILE, [save(weights)])
     text = tomli_w.dumps(_table(spec), multiline_strings=True)
-    (path / SPEC_FILE).write_text(text, encoding="utf-8")
+    write_atomically(path / SPEC_FILE, [text.encode()])
     return Bundle(path, spec)
 
 
@@ -145,25 +147,56 @@ def _table(spec: Spec) -> dict[str, Any]:
     return table
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# What an entry of bundle.toml may be: in words, and how to tell.
+_TEXT = ("a text", lambda value: isinstance(value, str))
+_NUMBER = ("a number", _is_number)
+_WHOLE = ("a whole number", _is_whole)
+_NUMBERS = ("a list of numbers", lambda value: _is_list_of(value, _is_number))
+_WHOLES = ("a list of whole numbers", lambda value: _is_list_of(value, _is_whole))
+_TABLES = ("a list of tables", lambda value: _is_list_of(value, lambda v: isinstance(v, dict)))
+_ANYTHING = ("anything", lambda value: True)
+_Kinds = dict[str, tuple[str, Callable[[Any], bool]]]
+
+
+def _is_list_of(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_right, value))
+
+
 def _spec(table: dict[str, Any]) -> Spec:
-    """Turns the parsed TOML into a Spec; raises ValueError for what is missing or unknown."""
+    """Turns the parsed TOML into a Spec; raises ValueError for what is missing or wrong."""
     table = dict(table)
     if table.pop("format", None) != _FORMAT:
         raise ValueError(f"format: expected {_FORMAT}")
-    grid = _take(table, "grid", {"spacing_mm_zyx", "window_hu"}, {"outside_hu"})
-    tiles = _take(table, "tiles", {"size_zyx"}, {"overlap", "size_multiple"})
-    labels = table.pop("labels", None)
-    if not isinstance(labels, list) or not all(isinstance(label, dict) for label in labels):
-        raise ValueError("[[labels]]: expected a list of tables with value and name")
-    network = table.pop("network", None)
-    if network is not None:
-        network = dict(network)
-        network = Network(network.pop("name"), network)
-    top = _checked("bundle", table, {"name", "task"}, {"trained_on", "notice"})
+    network = None
+    if "network" in table:
+        arguments = _take(table, "network", {"name": _TEXT}, others=_ANYTHING)
+        network = Network(arguments.pop("name"), arguments)
+    grid = _take(
+        table, "grid", {"spacing_mm_zyx": _NUMBERS, "window_hu": _NUMBERS}, {"outside_hu": _NUMBER}
+    )
+    tiles = _take(
+        table, "tiles", {"size_zyx": _WHOLES}, {"overlap": _NUMBER, "size_multiple": _WHOLE}
+    )
+    top = _checked(
+        "",
+        table,
+        {"name": _TEXT, "task": _TEXT, "labels": _TABLES},
+        {"trained_on": _TEXT, "notice": _TEXT},
+    )
+    labels = (
+        Label(**_checked("labels", label, {"value": _WHOLE, "name": _TEXT}, {"snomed_ct": _TEXT}))
+        for label in top.pop("labels")
+    )
     return Spec(
-        labels=tuple(
-            Label(**_checked("labels", label, {"value", "name"}, {"snomed_ct"})) for label in labels
-        ),
+        labels=tuple(labels),
         spacing_mm_zyx=tuple(float(s) for s in grid.pop("spacing_mm_zyx")),
         window_hu=tuple(float(v) for v in grid.pop("window_hu")),
         tile_zyx=tuple(tiles.pop("size_zyx")),
@@ -174,16 +207,23 @@ def _spec(table: dict[str, Any]) -> Spec:
     )
 
 
-def _take(table: dict[str, Any], name: str, required: set[str], optional: set[str]) -> dict:
+def _take(table: dict[str, Any], name: str, required: _Kinds, optional=None, others=None) -> dict:
     part = table.pop(name, None)
     if not isinstance(part, dict):
-        raise ValueError(f"[{name}] is missing")
-    return dict(_checked(name, part, required, optional))
+        raise ValueError(f"[{name}] is missing, or no table")
+    return _checked(name, part, required, optional or {}, others)
 
 
-def _checked(name: str, part: dict, required: set[str], optional: set[str]) -> dict:
-    if missing := required - part.keys():
-        raise ValueError(f"[{name}]: {', '.join(sorted(missing))} is missing")
-    if unknown := part.keys() - required - optional:
-        raise ValueError(f"[{name}]: {', '.join(sorted(unknown))} is unknown")
-    return part
+def _checked(name: str, part: dict, required: _Kinds, optional: _Kinds, others=None) -> dict:
+    """A copy of one table in which every entry is there and of the right kind."""
+    of = f"[{name}] " if name else ""
+    if missing := required.keys() - part.keys():
+        raise ValueError(f"{of}{', '.join(sorted(missing))}: missing")
+    kinds = required | optional
+    for entry, value in part.items():
+        if entry not in kinds and others is None:
+            raise ValueError(f"{of}{entry}: unknown; known are {', '.join(sorted(kinds))}")
+        words, is_right = kinds.get(entry, others)
+        if not is_right(value):
+            raise ValueError(f"{of}{entry}: expected {words}, got {value!r}")
+    return dict(part)

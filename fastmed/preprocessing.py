@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def to_grid(
     """
     grid = volume.geometry.grid(spec.spacing_mm_zyx)
     image = window_resample(
-        torch.from_numpy(volume.voxels).to(device),
+        torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device),
         torch.from_numpy(volume.geometry.matrix_from(grid)).to(device),
         grid.shape_zyx,
         scale=volume.slope,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -80,11 +81,13 @@ def infer(
     formats = _formats(write)
     target = Path(output) if output is not None else _default_output(inputs)
     display = Display(quiet)
+    if any(target.resolve() == path.resolve() for path in inputs):
+        raise UsageError(f"--output {target}: it is the input itself; name another folder")
     entries = _select(index(inputs, strict=strict, exclude=[target]), set(series))
+    _demand_ct(entries, inputs)
     if dry_run:
         index_table(entries)
         return Run(None, tuple(_row(entry) for entry in entries if entry.verdict != "ok"), {})
-    _demand_ct(entries, inputs)
     loaded = load(model, engine=engine, device=device)
     if model is None:
         display.say(
@@ -117,6 +120,7 @@ def infer(
                 seconds[entry.name] = clock.seconds
                 progress.finish(rows[-1])
     finally:
+        rows += [_not_reached(entry) for entry in entries[len(rows) :]]
         _write_tables(target, formats, rows, csv_rows, loaded, strict, seconds)
     display.table(rows)
     display.say(f"Results are in {target}")
@@ -157,9 +161,14 @@ def _write_series(volume: Volume, findings: Findings, folder: Path, formats: set
 def _replace_folder(partial: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -187,11 +196,13 @@ def _default_output(inputs: list[Path]) -> Path:
 
 
 def _select(entries: list[Series], wanted: set[str]) -> list[Series]:
+    """The entries of the wanted names; a UID also stands for the volumes split from its series."""
     if not wanted:
         return entries
-    if missing := wanted - {entry.name for entry in entries}:
+    names = {entry.name: {entry.name, re.sub(r"-\d+$", "", entry.name)} for entry in entries}
+    if missing := wanted - set().union(*names.values()):
         raise UsageError(f"--series {', '.join(sorted(missing))}: not among the series found")
-    return [entry for entry in entries if entry.name in wanted]
+    return [entry for entry in entries if names[entry.name] & wanted]
 
 
 def _demand_ct(entries: list[Series], inputs: list[Path]) -> None:
@@ -217,6 +228,8 @@ def _prepare(target: Path) -> None:
         raise FastmedError(
             f"{target}: cannot be written, {reason}; name another folder with --output"
         ) from error
+    for left in target.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
     for left in (target / "series").glob(".*.partial"):
         shutil.rmtree(left, ignore_errors=True)
     for old in (target / "series").glob(".*.old"):
@@ -235,6 +248,14 @@ def _done(entry: Series, findings: Findings, target: Path, clock: StageClock) ->
         preview_png=target / "series" / entry.name / "preview.png",
         seconds=sum(clock.seconds.values()),
     )
+
+
+def _not_reached(entry: Series) -> ReportRow:
+    """The row of a series that the run was stopped before, or in the midst of."""
+    if entry.verdict != "ok":
+        return _row(entry)
+    reason = "the run was stopped before this scan was done; run it again"
+    return _row(entry, verdict="failed", reason=reason)
 
 
 def _row(entry: Series, *, verdict: str | None = None, reason: str | None = None) -> ReportRow:

@@ -39,7 +39,7 @@ class SeriesProgress:
 
     def start(self, entry: Series) -> Callable[[int, int], None]:
         """Shows that a series is being read; returns what to call with (tiles done, total)."""
-        name = escape(_short(entry.source))
+        name = _shown(_short(entry.source))
         self._progress.reset(
             self._current, description=f"  reading {name}", total=None, visible=True
         )
@@ -57,7 +57,7 @@ class SeriesProgress:
         self._progress.advance(self._all)
         if self._plain:
             took = f" in {row.seconds:.1f} s" if row.seconds is not None else ""
-            self._plain.print(escape(f"{row.verdict}{took}: {row.source} {row.reason}".rstrip()))
+            self._plain.print(_shown(f"{row.verdict}{took}: {_named(row)}"), soft_wrap=True)
 
 
 class Display:
@@ -70,7 +70,7 @@ class Display:
     def say(self, sentence: str) -> None:
         """Prints one sentence."""
         if not self._quiet:
-            self._console.print(escape(sentence), highlight=False)
+            self._console.print(_shown(sentence), highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[SeriesProgress]:
@@ -90,8 +90,12 @@ class Display:
             yield SeriesProgress(bar, total, None if live or self._quiet else self._console)
 
     def table(self, rows: Sequence[ReportRow]) -> None:
-        """Prints what became of each series."""
+        """Prints what became of each series; where `quiet`, only what was not done."""
         if self._quiet:
+            for row in rows:
+                if row.verdict in ("failed", "refused"):
+                    line = f"fastmed: {row.verdict}: {_named(row)}"
+                    self._console.print(_shown(line), highlight=False, soft_wrap=True)
             return
         table = Table(box=None, pad_edge=False)
         for column in ("scan", "verdict", "findings or reason"):
@@ -100,9 +104,9 @@ class Display:
         for row in rows:
             color = _COLORS[row.verdict]
             table.add_row(
-                escape(_short(row.source)),
+                _shown(_short(row.source)),
                 f"[{color}]{row.verdict}[/{color}]",
-                escape(_figures(row)),
+                _shown(_figures(row)),
                 f"{row.seconds:.1f}" if row.seconds is not None else "",
             )
         self._console.print(table)
@@ -119,13 +123,13 @@ def index_table(entries: Sequence[Series]) -> None:
     for entry in entries:
         color = _COLORS[entry.verdict]
         size = " x ".join(map(str, entry.shape_zyx)) if entry.shape_zyx else ""
-        text = ". ".join((entry.reason, *entry.warnings))
+        text = "; ".join((entry.reason, *entry.warnings))
         table.add_row(
-            escape(entry.source),
+            _shown(entry.source),
             entry.kind,
             f"[{color}]{entry.verdict}[/{color}]",
             size,
-            escape(text),
+            _shown(text),
         )
     console.print(table)
 
@@ -138,6 +142,18 @@ def _figures(row: ReportRow) -> str:
         mean = f", {mask['mean_hu']:.0f} HU" if mask["mean_hu"] is not None else ""
         figures.append(f"{mask['label']} {mask['volume_ml']:.1f} ml{mean}")
     return "; ".join(figures)
+
+
+def _named(row: ReportRow) -> str:
+    """The scan and the reason, which names the scan once."""
+    if not row.reason or row.reason.startswith(row.source):
+        return row.reason or row.source
+    return f"{row.source}: {row.reason}"
+
+
+def _shown(text: str) -> str:
+    """A text from files or headers, unable to steer the terminal or to break its encoding."""
+    return escape("".join(c if c.isprintable() else "?" for c in text))
 
 
 def _short(source: str, longest: int = 48) -> str:

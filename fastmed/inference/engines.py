@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastmed.bundle import Bundle, file_sha256
 from fastmed.errors import BundleError, UsageError
-from fastmed.exporter import INPUT, OUTPUT, WEIGHTS_KEY
+from fastmed.exporter import WEIGHTS_KEY
 
 
 class Engine(Protocol):
@@ -62,9 +62,14 @@ class OnnxRuntimeEngine:
         )
         metadata = self._session.get_modelmeta().custom_metadata_map
         _refuse_stale(bundle, metadata.get(WEIGHTS_KEY))
+        self._input, self._output = _only_one_each(
+            [value.name for value in self._session.get_inputs()],
+            [value.name for value in self._session.get_outputs()],
+            bundle,
+        )
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        (logits,) = self._session.run([OUTPUT], {INPUT: tiles.numpy()})
+        (logits,) = self._session.run([self._output], {self._input: tiles.numpy()})
         return torch.from_numpy(logits)
 
 
@@ -82,6 +87,7 @@ class OpenVinoEngine:
         key = ["framework", WEIGHTS_KEY]
         known = self._model.has_rt_info(key)
         _refuse_stale(bundle, self._model.get_rt_info(key).astype(str) if known else None)
+        _only_one_each(self._model.inputs, self._model.outputs, bundle)
         self._compiled: dict[tuple[int, ...], Callable] = {}
 
     def __call__(self, tiles: Tensor) -> Tensor:
@@ -89,12 +95,12 @@ class OpenVinoEngine:
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(shape)
         request = self._compiled[shape]
-        request.infer({INPUT: tiles.numpy()}, share_inputs=True)
-        return torch.from_numpy(request.get_tensor(OUTPUT).data)
+        request.infer([tiles.numpy()], share_inputs=True)
+        return torch.from_numpy(request.get_output_tensor().data)
 
     def _compile(self, shape: tuple[int, ...]):
         model = self._model.clone()
-        model.reshape({INPUT: list(shape)})
+        model.reshape(list(shape))
         settings = {
             # Left alone, OpenVINO picks bfloat16 on CPUs that have it.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -160,7 +166,10 @@ def survey() -> list[tuple[str, str, str]]:
     rows = []
     for name, kind in _KINDS.items():
         present = importlib.util.find_spec(kind.module) is not None
-        version = metadata.version(kind.module) if present else "absent"
+        try:
+            version = metadata.version(kind.module) if present else "absent"
+        except metadata.PackageNotFoundError:  # its distribution has another name: -gpu, -nightly
+            version = "present, of unknown version"
         rows.append((name, version, "" if present else kind.install))
     return rows
 
@@ -189,6 +198,16 @@ def _build(name: str, bundle: Bundle, device: str) -> Engine:
         raise BundleError(
             f"bundle {bundle.path}: engine {name} cannot load it: {first[:300]}"
         ) from error
+
+
+def _only_one_each(inputs: list, outputs: list, bundle: Bundle) -> tuple:
+    """The only input and output of an ONNX network, which may have any names."""
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise BundleError(
+            f"bundle {bundle.path}: model.onnx has {len(inputs)} inputs and {len(outputs)} "
+            "outputs; expected one image and one tensor of logits"
+        )
+    return inputs[0], outputs[0]
 
 
 def _refuse_stale(bundle: Bundle, exported_from: str | None) -> None:

@@ -23,14 +23,15 @@ def sliding_window(
     """Runs a network over overlapping tiles and blends its logits with Gaussian weights.
 
     grid: [D, H, W] float32. network: [B, 1, d, h, w] -> [B, K, d, h, w], on the grid's device; it
-    is always called with B = batch, the last time with empty tiles filled up.
+    is always called with B = batch, the last time with earlier tiles filled up.
     overlap: share of a tile, 0 <= overlap < 1, in common with its neighbour.
     size_multiple: an axis shorter than its tile is extended by its last plane to this multiple.
     progress: called with the tiles done and their total.
 
     Returns logits [K, D, H, W] float32. The weights are those of nnU-Net and MONAI (standard
-    deviation of an eighth of the tile); they and their sum over all tiles are products of one
-    factor per axis, so that each tile is normalised as it is added and no weight map is kept.
+    deviation of an eighth of the tile), without MONAI's floor of 1e-3; they and their sum over all
+    tiles are products of one factor per axis, so that each tile is normalised as it is added and
+    no weight map is kept.
     """
     tile = [
         full if n >= full else -(-n // size_multiple) * size_multiple

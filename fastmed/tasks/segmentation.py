@@ -17,8 +17,8 @@ def decode(logits: Tensor, grid: Geometry, volume: Volume, spec: Spec) -> Findin
     """Turns logits [classes, D, H, W] on `grid` into labels and figures on the scan's own grid.
 
     The label of a voxel is the argmax of the logits interpolated at its centre, ties to the lowest
-    class; what lies outside the grid is background. Scans that were laid onto a uniform grid also
-    get labels on each original slice, cut from the same logits.
+    class; the grid's outermost logits hold to the edge of the scan. Scans that were laid onto a
+    uniform grid also get labels on each original slice, cut from the same logits.
     """
     labels = _labels(logits, grid, volume.geometry)
     slice_labels = {}
@@ -41,4 +41,4 @@ def decode(logits: Tensor, grid: Geometry, volume: Volume, spec: Spec) -> Findin
 
 def _labels(logits: Tensor, grid: Geometry, target: Geometry) -> np.ndarray:
     matrix = torch.from_numpy(grid.matrix_from(target)).to(logits.device)
-    return resample_argmax(logits, matrix, target.shape_zyx, outside=0).cpu().numpy()
+    return resample_argmax(logits, matrix, target.shape_zyx).cpu().numpy()
