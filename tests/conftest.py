@@ -15,3 +15,47 @@ def scans() -> Path:
     if not (folder / "ct-abdomen-dicom").is_dir():
         pytest.skip(f"no real scans in {folder}; FASTMED_SCANS names another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> Path:
+    """The demo bundle (liver) that ships with the package."""
+    from fastmed import bundle
+
+    path = bundle.demo_path()
+    if not (path / bundle.SPEC_FILE).is_file():
+        pytest.skip(f"the demo bundle is not in {path}; `make bundle` makes it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_spec():
+    """A liver model of small tiles on a 3 mm grid."""
+    from fastmed.spec import Label, Network, Spec
+
+    return Spec(
+        name="tiny",
+        task="segmentation",
+        labels=(Label(1, "liver", "10200004"),),
+        spacing_mm_zyx=(3.0, 3.0, 3.0),
+        window_hu=(-160.0, 240.0),
+        tile_zyx=(32, 32, 32),
+        network=Network("unet3d", {"base_channels": 8, "num_classes": 2}),
+        trained_on="nothing: fresh weights",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_spec, tmp_path_factory) -> Path:
+    """A bundle of fresh, seeded weights, exported to ONNX. Tests copy it before they damage it."""
+    import torch
+
+    from fastmed import bundle, exporter, models
+
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = models.build(tiny_spec.network.name, **tiny_spec.network.arguments)
+    bundle.write(path, tiny_spec, network)
+    exporter.export(path)
+    return path
