@@ -58,7 +58,7 @@ def read_dicom(series: Series) -> Volume:
         warnings.append("slices differ in rescale or pixel type: converted to float32 HU")
     warnings += _padding_in_tissue(headers, padded)
     voxels = slices
-    if stored.planes != len(headers):
+    if stored.z_index != tuple(range(stored.planes)):
         voxels = _interpolate(slices, np.array(stored.z_index), stored.planes)
     return Volume(
         voxels=voxels,

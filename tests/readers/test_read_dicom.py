@@ -157,6 +157,22 @@ def test_lenient_lays_uneven_slices_on_a_grid_no_coarser_than_the_smallest_gap(t
         np.testing.assert_allclose([plane[0, 0], plane[5, 7], plane[11, 13]], expected, atol=0.51)
 
 
+def test_lenient_interpolates_uneven_slices_also_where_their_number_fits_the_grid(tmp_path):
+    scan = make.volume()
+    paths = make.series(tmp_path, scan)
+    late = np.maximum(np.arange(len(paths)) - 4, 0) * 0.2  # gaps of 2.0, then of 2.2 mm
+    for path, shift in zip(paths, late, strict=True):
+        make.move(path, by_lps_mm=(0, 0, float(shift)))
+    (volume,) = read(tmp_path, strict=False)
+    assert volume.geometry.shape_zyx == scan.geometry.shape_zyx
+    at = np.array([s.z_index for s in volume.slices])
+    step = volume.geometry.spacing_mm_zyx[0]
+    np.testing.assert_allclose(at * step, 2.0 * np.arange(9) + late, atol=0.1)
+    for z, plane in enumerate(volume.voxels):
+        expected = [np.interp(z, at, scan.voxels[:, y, x]) for y, x in ((0, 0), (5, 7), (11, 13))]
+        np.testing.assert_allclose([plane[0, 0], plane[5, 7], plane[11, 13]], expected, atol=0.51)
+
+
 def test_lenient_takes_a_slice_beside_the_line_up_to_a_pixel(tmp_path):
     scan = make.volume()
     files = make.series(tmp_path, scan)
