@@ -13,6 +13,7 @@ from collections import defaultdict
 import numpy as np
 
 from fastmed.readers import dicom_stack
+from fastmed.readers.dicom_decode import why_not
 from fastmed.readers.dicom_header import NATIVE, Header
 
 _COSINE_TOLERANCE = 1e-3  # 0.06 degrees: 0.25 mm at the edge of a 500 mm field of view
@@ -29,7 +30,7 @@ class Doubt(Exception):
 
 
 def check_files(headers: list[Header]) -> None:
-    """Finds files that are cut short or whose pixels are absent, from their sizes alone."""
+    """Finds files that are cut short, hold no pixels, or pixels that nothing here decodes."""
     for header in headers:
         name = header.relative
         if not header.has_pixels:
@@ -46,7 +47,10 @@ def check_files(headers: list[Header]) -> None:
                 "from its archive",
                 "failed",
             )
-        if header.transfer_syntax in NATIVE:
+        if header.transfer_syntax not in NATIVE:
+            if reason := why_not(header.transfer_syntax):
+                raise Doubt(f"{name}: {reason}", "failed")
+        else:
             there = header.file_bytes - header.pixel_offset
             if there < header.pixel_bytes:
                 raise Doubt(

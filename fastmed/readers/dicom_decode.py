@@ -11,6 +11,7 @@ import os
 import queue
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,25 @@ from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_worker import decoded
 from fastmed.readers.series import one_line
 
-WORTH_PROCESSES = 64  # slices; below that the start of a process takes longer than it saves
+SLICES_PER_PROCESS = 32  # fewer would be decoded in the time that a process takes to start
+
+
+@cache
+def why_not(transfer_syntax: str) -> str:
+    """Why no decoder here reads a transfer syntax, and what to do; "" where one does."""
+    from pydicom.pixels import get_decoder
+
+    try:
+        decoder = get_decoder(transfer_syntax)
+    except NotImplementedError:
+        return (
+            f"transfer syntax {_name(transfer_syntax)} is not supported; convert the series to an "
+            "uncompressed or JPEG 2000 one"
+        )
+    if decoder.is_available:
+        return ""
+    missing = "; ".join(decoder.missing_dependencies)
+    return f"no decoder for {_name(transfer_syntax)} is installed: {missing}"
 
 
 class Decoder:
@@ -31,7 +50,8 @@ class Decoder:
     """
 
     def __init__(self, slices: int, cores: int) -> None:
-        self.threads = cores if slices >= WORTH_PROCESSES and sys.executable else 1
+        worth = min(cores, slices // SLICES_PER_PROCESS)
+        self.threads = worth if worth > 1 and sys.executable else 1
         self._idle: queue.SimpleQueue = queue.SimpleQueue()
         self._workers: list[subprocess.Popen] = []
 
@@ -40,7 +60,7 @@ class Decoder:
         search = [package_folder, *filter(None, [os.environ.get("PYTHONPATH")])]
         for _ in range(self.threads if self.threads > 1 else 0):
             worker = subprocess.Popen(
-                [sys.executable, "-m", "fastmed.readers.dicom_worker"],
+                [sys.executable, "-P", "-m", "fastmed.readers.dicom_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -57,24 +77,11 @@ class Decoder:
 
     def decode(self, header: Header, target: np.ndarray) -> None:
         """Decodes one slice into `target` [H, W]. Raises SeriesError that names the file."""
-        from pydicom.pixels import get_decoder
-        from pydicom.uid import UID
-
-        name = UID(header.transfer_syntax).name
-        try:
-            decoder = get_decoder(header.transfer_syntax)
-        except NotImplementedError as error:
-            raise SeriesError(
-                f"{header.relative}: transfer syntax {name} is not supported; "
-                "convert the series to an uncompressed or JPEG 2000 one"
-            ) from error
-        if not decoder.is_available:
-            missing = "; ".join(decoder.missing_dependencies)
-            raise SeriesError(f"{header.relative}: no decoder for {name} is installed ({missing})")
         try:
             pixels = self._by_worker(header.path) if self._workers else decoded(header.path)
         except RuntimeError as error:
             reason = one_line(error, header.path, header.relative)
+            name = _name(header.transfer_syntax)
             raise SeriesError(f"{header.relative} ({name}) cannot be decoded: {reason}") from error
         if pixels.shape != target.shape:
             raise SeriesError(
@@ -98,3 +105,9 @@ class Decoder:
             raise RuntimeError("its decoder crashed") from error
         finally:
             self._idle.put(worker)
+
+
+def _name(transfer_syntax: str) -> str:
+    from pydicom.uid import UID_dictionary
+
+    return UID_dictionary.get(transfer_syntax, ("unknown or private",))[0]

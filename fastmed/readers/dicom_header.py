@@ -9,6 +9,7 @@ import struct
 import warnings
 from dataclasses import dataclass, replace
 
+_MARK_END = 132  # a preamble of 128 bytes, then "DICM"
 _HEAD_BYTES = 1 << 16  # most headers fit; a longer one is read again from the file
 
 _ATTRIBUTES = {
@@ -111,9 +112,10 @@ def read_header(path: str, relative: str, file_bytes: int) -> Header | None:
     Raises OSError where it cannot be opened and ValueError where the header is damaged.
     """
     with open(path, "rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(_MARK_END)
         if not _looks_like_dicom(head):
             return None
+        head += file.read(_HEAD_BYTES)
         try:
             with warnings.catch_warnings(action="ignore"):  # they quote what they meet
                 return _read(file, head, path, relative, file_bytes)
@@ -127,7 +129,9 @@ def read_header(path: str, relative: str, file_bytes: int) -> Header | None:
 
 def _looks_like_dicom(head: bytes) -> bool:
     """Whether there is a DICM mark, or, in old files without one, group 2 or 8 at the start."""
-    bare = head[:2] in (b"\x08\x00", b"\x02\x00") and head[3:4] == b"\x00" and len(head) > 132
+    bare = (
+        head[:2] in (b"\x08\x00", b"\x02\x00") and head[3:4] == b"\x00" and len(head) == _MARK_END
+    )
     return head[128:132] == b"DICM" or bare
 
 

@@ -114,12 +114,10 @@ def _padding_to_air(header: Header, target: np.ndarray) -> int:
     slope, intercept = _rescale(header)
     info = np.iinfo(target.dtype)
     air = int(np.clip(np.rint((AIR_HU - intercept) / slope), info.min, info.max))
-    low, high = header.padding
-    if high < info.min or low > info.max:
+    low, high = max(header.padding[0], info.min), min(header.padding[1], info.max)
+    if low > high or low == high == air:
         return 0
-    mask = (target >= max(low, info.min)) & (target <= min(high, info.max))
-    if low == high == air:
-        return 0
+    mask = (target >= low) & (target <= high)
     target[mask] = air
     return int(np.count_nonzero(mask))
 

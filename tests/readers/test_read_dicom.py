@@ -354,7 +354,7 @@ def test_many_compressed_slices_are_decoded_by_processes_with_the_same_result(
     files = make.series(tmp_path, scan)
     for file in files:
         make.transcode(file, SYNTAXES["JPEG 2000 lossless"])
-    monkeypatch.setattr(dicom_decode, "WORTH_PROCESSES", 2)
+    monkeypatch.setattr(dicom_decode, "SLICES_PER_PROCESS", 1)
     monkeypatch.setattr(dicom_pixels, "_cores", lambda: 2)
     np.testing.assert_array_equal(one(tmp_path).voxels, scan.voxels)
     (entry,) = index(tmp_path)
@@ -366,7 +366,7 @@ def test_many_compressed_slices_are_decoded_by_processes_with_the_same_result(
 def test_a_decoder_that_crashes_costs_only_its_series(tmp_path, monkeypatch):
     for file in make.series(tmp_path, make.volume((6, 40, 36))):
         make.transcode(file, SYNTAXES["RLE"])
-    monkeypatch.setattr(dicom_decode, "WORTH_PROCESSES", 2)
+    monkeypatch.setattr(dicom_decode, "SLICES_PER_PROCESS", 1)
     monkeypatch.setattr(dicom_pixels, "_cores", lambda: 2)
     monkeypatch.setattr(dicom_decode.sys, "executable", "/bin/false")
     with pytest.raises(SeriesError, match=r"0001\.dcm .*its decoder crashed"):
@@ -381,8 +381,26 @@ def test_an_unknown_transfer_syntax_is_named(tmp_path):
         dataset.PixelData = pydicom.encaps.encapsulate([dataset.PixelData])
         dataset["PixelData"].is_undefined_length = True
         dataset.save_as(file)
-    with pytest.raises(SeriesError, match=r"transfer syntax MPEG2 .* is not supported"):
-        one(tmp_path)
+    (entry,) = index(tmp_path)
+    assert entry.verdict == "failed"
+    assert "transfer syntax MPEG2" in entry.reason
+    assert "is not supported; convert" in entry.reason
+
+
+def test_a_decoder_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    class Absent:
+        is_available = False
+        missing_dependencies = ("pylibjpeg - requires pylibjpeg>=2.0",)
+
+    make.transcode(make.series(tmp_path)[0], SYNTAXES["RLE"])
+    monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda syntax: Absent)
+    dicom_decode.why_not.cache_clear()
+    (entry,) = index(tmp_path)
+    dicom_decode.why_not.cache_clear()
+    assert entry.verdict == "failed"
+    assert entry.reason == (
+        "0001.dcm: no decoder for RLE Lossless is installed: pylibjpeg - requires pylibjpeg>=2.0"
+    )
 
 
 def test_a_file_that_shrinks_between_index_and_read_is_named(tmp_path):
