@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,15 +79,13 @@ def torso_case(folder: Path) -> Case:
         table[list(sources)] = number
     hu = np.ascontiguousarray(np.asarray(ct.dataobj).T.astype(np.int16))
     tissue = np.ascontiguousarray(table[np.asarray(labels.dataobj).T])
-    nearest = {"mode": "nearest", "dtype": None}
-    hu = window_resample(torch.from_numpy(hu), matrix, grid.shape_zyx, **_own(torch.int16))
-    del nearest
-    tissue = window_resample(torch.from_numpy(tissue), matrix, grid.shape_zyx, **_own(torch.uint8))
-    return _case(hu.numpy(), tissue.numpy())
+    return _case(*(_nearest(stored, matrix, grid.shape_zyx).numpy() for stored in (hu, tissue)))
 
 
-def _own(dtype: torch.dtype) -> dict:
-    return {"mode": "nearest", "dtype": dtype}
+def _nearest(stored: np.ndarray, matrix: Tensor, size) -> Tensor:
+    """Resamples by nearest, in the array's own type: labels are never interpolated."""
+    voxels = torch.from_numpy(stored)
+    return window_resample(voxels, matrix, size, mode="nearest", dtype=voxels.dtype)
 
 
 def phantom_case(seed: int) -> Case:
@@ -145,8 +144,7 @@ def sample(case: Case, size: tuple[int, int, int], rng: np.random.Generator):
     image = window_resample(
         torch.from_numpy(hu.astype(np.int16)), matrix, size, window=(low_hu, high_hu)
     )
-    tissue = window_resample(torch.from_numpy(tissue), matrix, size, **_own(torch.uint8))
-    return image, tissue
+    return image, _nearest(tissue, matrix, size)
 
 
 def batch(cases: list[Case], size, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -178,8 +176,8 @@ def batch(cases: list[Case], size, count: int, rng: np.random.Generator) -> tupl
     return image.clamp_(0, 1), tissue[:, 0].long()
 
 
-def train(cases: list[Case], steps: int, seed: int) -> nn.Module:
-    """Trains the network, with an auxiliary head that is dropped at the end; returns its EMA."""
+def train(cases: list[Case], steps: int, seed: int, save: Callable[[nn.Module], None]) -> None:
+    """Trains the network with an auxiliary head that is dropped; saves its moving average."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     network = models.build(SPEC.network.name, **SPEC.network.arguments)
@@ -216,21 +214,26 @@ def train(cases: list[Case], steps: int, seed: int) -> nn.Module:
         if step % 50 == 0:
             minutes = (time.monotonic() - started) / 60
             print(f"step {step}/{steps}  Dice loss {running:.3f}  {minutes:.1f} min", flush=True)
-    return ema.module
+        if step % 250 == 0 or step == steps:
+            save(ema.module)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torso", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("fastmed/bundles/demo-liver"))
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--phantoms", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--phantoms", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     cases = [torso_case(arguments.torso)]
     cases += [phantom_case(1000 + k) for k in range(arguments.phantoms)]
-    network = train(cases, arguments.steps, arguments.seed)
-    bundle.write(arguments.output, SPEC, network.to(memory_format=torch.contiguous_format))
+    train(
+        cases,
+        arguments.steps,
+        arguments.seed,
+        save=lambda network: bundle.write(arguments.output, SPEC, network),
+    )
     exporter.export(arguments.output, to="onnx")
 
 

@@ -115,6 +115,8 @@ def read_header(path: str, relative: str, file_bytes: int) -> Header | None:
         head = file.read(_MARK_END)
         if not _looks_like_dicom(head):
             return None
+        import pydicom  # noqa: F401  out here, so that a broken pydicom is no damaged file
+
         head += file.read(_HEAD_BYTES)
         try:
             with warnings.catch_warnings(action="ignore"):  # they quote what they meet
