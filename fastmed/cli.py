@@ -180,7 +180,9 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _complain(error: object, status: int) -> int:
-    print(f"fastmed: {error}", file=sys.stderr)
+    """Prints an error as one line that cannot steer the terminal, whatever path it quotes."""
+    line = " ".join(str(error).splitlines())
+    print("fastmed:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return status
 
 

@@ -184,10 +184,10 @@ def _write_tables(target, formats, rows, csv_rows, model, strict, seconds) -> No
 
 def _formats(write: Iterable[str]) -> set[str]:
     formats = set(write)
-    if unknown := formats - set(FORMATS):
-        raise UsageError(
-            f"--write {','.join(sorted(unknown))}: expected some of {','.join(FORMATS)}"
-        )
+    unknown = formats - set(FORMATS)
+    if unknown or not formats:
+        named = ",".join(sorted(unknown)) or "names nothing"
+        raise UsageError(f"--write {named}: expected some of {','.join(FORMATS)}")
     return formats
 
 

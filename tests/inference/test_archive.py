@@ -1,0 +1,429 @@
+"""An archive run: a scan is either done or named with the reason; a file is complete or absent."""
+
+import csv
+import errno
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import scans as make
+
+import fastmed
+from fastmed.errors import FastmedError, SeriesError, UsageError
+from fastmed.inference import archive as archive_module
+from fastmed.readers.index import index
+
+TABLES = {"findings.csv", "manifest.json", "report.html"}
+SCAN_FILES = {"labels.nii.gz", "findings.json", "preview.png"}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Two good scans, one with missing slices, one cut short, a localizer and a text file."""
+    folder = tmp_path_factory.mktemp("archive")
+    make.series(folder / "a", make.volume(seed=1), localizer=True)
+    make.series(folder / "b", make.volume(seed=2, tilt_degrees=15))
+    for path in make.series(folder / "missing", make.volume(seed=3))[4:6]:
+        path.unlink()
+    make.truncate(make.series(folder / "short", make.volume(seed=4))[3], lose_bytes=40)
+    (folder / "notes.txt").write_text("a note")
+    return folder
+
+
+@pytest.fixture
+def run(tiny_bundle, tmp_path):
+    """Runs the tiny bundle, quietly, into a new folder."""
+
+    def run(input, output=None, **options):
+        settings = {"model": tiny_bundle, "engine": "torch", "device": "cpu", "quiet": True}
+        return fastmed.infer(input, output or tmp_path / "out", **(settings | options))
+
+    return run
+
+
+def verdicts(run) -> dict[str, str]:
+    return {row.source: row.verdict for row in run.rows}
+
+
+def files_below(folder) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_every_scan_is_done_or_named(archive, run):
+    result = run(archive)
+    assert verdicts(result) == {
+        "a": "done", "a/localizer.dcm": "skipped", "b": "done", "missing": "refused",
+        "notes.txt": "skipped", "short": "failed",
+    }  # fmt: skip
+    assert result.exit_status == 1
+    reasons = {row.source: row.reason for row in result.rows}
+    assert "2 slices missing" in reasons["missing"]
+    assert "--lenient" in reasons["missing"]
+    assert "0004.dcm" in reasons["short"]
+    done = [row for row in result.rows if row.verdict == "done"]
+    expected = {f"series/{row.name}/{file}" for row in done for file in SCAN_FILES}
+    assert files_below(result.output) == expected | TABLES
+    for row in done:
+        assert set(result.series_seconds[row.name]) == {
+            "read", "resample", "network", "stitch", "decode", "write",
+        }  # fmt: skip
+
+
+def test_every_table_tells_the_same(archive, run):
+    result = run(archive)
+    with open(result.output / "findings.csv") as file:
+        rows = list(csv.DictReader(file))
+    manifest = json.loads((result.output / "manifest.json").read_text())
+    report = (result.output / "report.html").read_text()
+    assert {entry["source"]: entry["verdict"] for entry in manifest["series"]} == verdicts(result)
+    assert manifest["engine"] == "torch"
+    assert manifest["settings"]["strict"] is True
+    assert set(manifest["model"]["sha256"]) >= {"bundle.toml", "weights.safetensors"}
+    for row in result.rows:
+        assert row.source in report
+        if row.verdict == "done":
+            figures = json.loads(
+                (result.output / "series" / row.name / "findings.json").read_text()
+            )
+            (mask,) = figures["masks"]
+            image = nibabel.load(result.output / "series" / row.name / "labels.nii.gz")
+            labels = np.asarray(image.dataobj)
+            assert mask["voxels"] == (labels == 1).sum()
+            assert mask["volume_ml"] == pytest.approx(
+                mask["voxels"] * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+            )
+            (in_table,) = [r for r in rows if r["series"] == row.name]
+            assert float(in_table["volume_ml"]) == mask["volume_ml"]
+    assert len(rows) == 2
+
+
+def test_lenient_does_the_doubtful_scan_and_records_it(archive, run):
+    result = run(archive / "missing", strict=False)
+    (row,) = result.rows
+    assert (row.verdict, result.exit_status) == ("done", 0)
+    folder = result.output / "series" / row.name
+    assert {p.name for p in folder.iterdir()} == SCAN_FILES | {"labels_slices.npz"}
+    assert any("2 slices missing" in w for w in row.findings["warnings"])
+    assert nibabel.load(folder / "labels.nii.gz").shape == (14, 12, 9)
+    with np.load(folder / "labels_slices.npz") as slices:
+        assert {slices[name].shape for name in slices} == {(12, 14)}
+        assert len(slices.files) == 7
+    assert json.loads((result.output / "manifest.json").read_text())["settings"]["strict"] is False
+
+
+def test_the_same_scan_gives_the_same_bytes(archive, run, tmp_path):
+    one, two = (run(archive / "b", tmp_path / name) for name in ("one", "two"))
+    names = [n for n in files_below(one.output) if n.startswith("series") or n.endswith(".csv")]
+    assert len(names) == 4
+    for name in names:
+        assert (one.output / name).read_bytes() == (two.output / name).read_bytes(), name
+
+
+def test_an_output_inside_the_input_is_no_input_of_the_next_run(archive, run, tmp_path):
+    inside = tmp_path / "scans"
+    shutil.copytree(archive / "a", inside / "a")
+    first = run(inside, inside / "results")
+    again = run(inside, inside / "results")
+    elsewhere = run(inside, tmp_path / "other")
+    assert verdicts(first) == verdicts(again) == verdicts(elsewhere)
+
+
+def test_an_output_that_is_the_input_is_a_wrong_usage(archive, run):
+    with pytest.raises(UsageError, match="it is the input itself"):
+        run(archive / "a", archive / "a")
+
+
+def test_a_rerun_replaces_what_is_there(archive, run):
+    first = run(archive / "a")
+    (row,) = [row for row in first.rows if row.verdict == "done"]
+    folder = first.output / "series" / row.name
+    (folder / "labels.nii.gz").write_bytes(b"old")
+    (folder / "of-an-older-version.txt").write_text("old")
+    run(archive / "a")
+    assert {p.name for p in folder.iterdir()} == SCAN_FILES
+    assert (folder / "labels.nii.gz").stat().st_size > 3
+    assert [p.name for p in folder.parent.iterdir()] == [row.name]
+
+
+def test_a_run_clears_what_a_killed_one_left(archive, run, tmp_path):
+    series = tmp_path / "out" / "series"
+    name = next(entry.name for entry in index(archive / "b"))
+    for folder in (".1.2.3.partial", ".4.5.6.old", "4.5.6", ".7.8.9.old"):
+        (series / folder).mkdir(parents=True)
+        (series / folder / "labels.nii.gz").write_text(folder)
+    (tmp_path / "out" / ".report.html.0123456789ab.tmp").write_text("half")
+    run(archive / "b")
+    assert sorted(p.name for p in series.iterdir()) == sorted([name, "4.5.6", "7.8.9"])
+    assert (series / "4.5.6" / "labels.nii.gz").read_text() == "4.5.6"
+    assert (series / "7.8.9" / "labels.nii.gz").read_text() == ".7.8.9.old"
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+WRITTEN = {
+    ("nifti",): ({"labels.nii.gz"}, set()),
+    ("json",): ({"findings.json"}, set()),
+    ("csv",): (set(), {"findings.csv"}),
+    ("png",): ({"preview.png"}, set()),
+    ("report",): ({"preview.png"}, {"report.html"}),
+    ("nifti", "csv"): ({"labels.nii.gz"}, {"findings.csv"}),
+}
+
+
+@pytest.mark.parametrize(("formats", "files"), WRITTEN.items(), ids=str)
+def test_only_what_was_asked_for_is_written(archive, run, formats, files):
+    result = run(archive / "b", write=formats)
+    (row,) = result.rows
+    per_scan = {f"series/{row.name}/{file}" for file in files[0]}
+    assert files_below(result.output) == per_scan | files[1] | {"manifest.json"}
+
+
+def test_series_picks_by_name(archive, run, tmp_path):
+    wanted = next(entry.name for entry in index(archive / "b"))
+    result = run(archive, series=[wanted])
+    assert verdicts(result) == {"b": "done"}
+    with pytest.raises(UsageError, match=r"--series 1\.2\.3: not among the series found"):
+        run(archive, tmp_path / "other", series=["1.2.3", wanted])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_series_uid_stands_for_all_volumes_split_from_it(run, tmp_path):
+    for part, seed in (("x", 1), ("y", 2)):
+        spacing = (2.0, 0.75, 0.75) if part == "x" else (2.0, 0.5, 0.5)
+        scan = make.volume(seed=seed, spacing_mm_zyx=spacing)
+        make.series(tmp_path / "scan" / part, scan, series_uid="1.2.3")
+        for path in (tmp_path / "scan" / part).iterdir():
+            make.edit(path, StudyInstanceUID="1.2", FrameOfReferenceUID="1.2.9")
+    entries = index(tmp_path / "scan", strict=False)
+    assert sorted(e.name for e in entries if e.verdict == "ok") == ["1.2.3", "1.2.3-2"]
+    result = run(tmp_path / "scan", series=["1.2.3"], strict=False)
+    assert sorted(row.name for row in result.rows) == ["1.2.3", "1.2.3-2"]
+
+
+def test_dry_run_writes_nothing_and_names_everything(archive, run, tmp_path, capsys):
+    result = run(archive, dry_run=True)
+    assert result.exit_status == 1
+    assert not (tmp_path / "out").exists()
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("a", "b", "missing", "notes.txt", "short"))
+
+
+def test_results_go_beside_the_caller_under_the_inputs_name(
+    archive, tiny_bundle, tmp_path, monkeypatch
+):
+    shutil.copytree(archive / "b", tmp_path / "my scans")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    fastmed.infer("../my scans", model=tiny_bundle, engine="torch", device="cpu", quiet=True)
+    results = tmp_path / "here" / "fastmed-results" / "my scans"
+    assert (results / "report.html").is_file()
+
+
+def test_the_demo_bundle_says_loudly_that_it_runs(archive, run, monkeypatch, capsys, tiny_bundle):
+    monkeypatch.setattr("fastmed.bundle.demo_path", lambda: tiny_bundle)
+    run(archive / "b", model=None, quiet=False)
+    assert "No --model named: the DEMO bundle tiny runs." in capsys.readouterr().err
+
+
+def test_quiet_is_silent_where_all_is_well(archive, run, capsys):
+    run(archive / "b")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_quiet_still_names_each_scan_that_is_not_done(archive, run, capsys):
+    run(archive)
+    out, err = capsys.readouterr()
+    assert out == ""
+    refused, failed = err.splitlines()
+    assert refused.startswith("fastmed: refused: missing: 2 slices missing")
+    assert failed.startswith("fastmed: failed: short")
+    assert failed.count("short") == failed.count("short/")
+
+
+def test_without_a_terminal_each_scan_is_one_line(archive, run, capsys):
+    run(archive, quiet=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert any(line.startswith("Engine torch on cpu") for line in lines)
+    for source in ("a", "b"):
+        assert any(line.startswith("done in ") and line.endswith(f": {source}") for line in lines)
+    assert "2 done, 1 refused, 1 failed, 2 skipped" in lines
+    assert lines[-1].startswith("Results are in ")
+
+
+HOPELESS = {
+    "empty": ([], "no files here"),
+    "no CT": (["a.txt", "b.py"], "no CT series"),
+}
+
+
+@pytest.mark.parametrize(("files", "words"), HOPELESS.values(), ids=HOPELESS.keys())
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_folder_without_ct_is_an_error(run, tmp_path, files, words, dry_run):
+    (tmp_path / "in").mkdir()
+    for file in files:
+        (tmp_path / "in" / file).write_text("no scan")
+    with pytest.raises(FastmedError, match=words) as caught:
+        run(tmp_path / "in", dry_run=dry_run)
+    assert str(tmp_path / "in") in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("write", [["nifti", "docx"], "json", []], ids=str)
+def test_an_unknown_format_is_a_wrong_usage(archive, run, write):
+    with pytest.raises(UsageError, match="expected some of nifti,json,csv,png,report"):
+        run(archive, write=write)
+
+
+WRITERS = ("write_labels", "write_findings_json", "write_preview")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    "error",
+    [FastmedError("disk full; free some space"), RuntimeError("a bug"), MemoryError("no room")],
+    ids=lambda e: type(e).__name__,
+)
+def test_a_scan_that_cannot_be_written_leaves_nothing_half_done(
+    archive, run, monkeypatch, writer, error
+):
+    real, calls = getattr(archive_module, writer), []
+
+    def fail_once(*arguments, **options):
+        calls.append(writer)
+        if len(calls) == 1:
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(archive_module, writer, fail_once)
+    result = run([archive / "a", archive / "b"])
+    done = [row for row in result.rows if row.verdict == "done"]
+    (failed,) = [row for row in result.rows if row.verdict == "failed"]
+    assert str(error) in failed.reason
+    assert len(done) == 1
+    assert [p.name for p in (result.output / "series").iterdir()] == [done[0].name]
+    assert files_below(result.output) >= TABLES
+
+
+def test_a_failed_rerun_keeps_the_finished_scan(archive, run, monkeypatch):
+    first = run(archive / "b")
+    (row,) = first.rows
+    before = (first.output / "series" / row.name / "labels.nii.gz").read_bytes()
+
+    def fail(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archive_module, "write_preview", fail)
+    again = run(archive / "b")
+    assert verdicts(again) == {"b": "failed"}
+    assert (first.output / "series" / row.name / "labels.nii.gz").read_bytes() == before
+
+
+def test_a_rename_that_fails_brings_the_old_scan_back(archive, run, monkeypatch):
+    first = run(archive / "b")
+    (row,) = first.rows
+    real = archive_module.os.replace
+
+    def fail_in(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(archive_module.os, "replace", fail_in)
+    assert verdicts(run(archive / "b")) == {"b": "failed"}
+    assert {p.name for p in (first.output / "series" / row.name).iterdir()} == SCAN_FILES
+    assert [p.name for p in (first.output / "series").iterdir()] == [row.name]
+
+
+def test_a_full_disk_names_the_file_and_what_to_do(archive, run, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fastmed.writers.atomic.os.replace", full)
+    with pytest.raises(FastmedError, match=r"no space left on device; free some space"):
+        run(archive / "b")
+    monkeypatch.undo()
+
+
+def test_an_output_that_cannot_be_written_stops_before_the_first_scan(archive, run, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(FastmedError, match=r"cannot be written.*--output") as caught:
+            run(archive / "b", output)
+        assert str(output) in str(caught.value)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_an_unknown_error_in_one_scan_stops_no_other(archive, run, monkeypatch):
+    real = archive_module.read_series
+
+    def fail_on_a(entry):
+        if entry.source == "a":
+            raise ZeroDivisionError("a bug")
+        return real(entry)
+
+    monkeypatch.setattr(archive_module, "read_series", fail_on_a)
+    result = run(archive)
+    assert verdicts(result)["a"] == "failed"
+    assert verdicts(result)["b"] == "done"
+    (row,) = [row for row in result.rows if row.source == "a"]
+    assert row.reason == "unexpected ZeroDivisionError: a bug"
+
+
+def test_ctrl_c_keeps_finished_scans_and_names_the_others(archive, run, monkeypatch, tmp_path):
+    real, written = archive_module.write_preview, []
+
+    def interrupted(volume, findings, path):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        real(volume, findings, path)
+
+    monkeypatch.setattr(archive_module, "write_preview", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(archive)
+    output = tmp_path / "out"
+    manifest = json.loads((output / "manifest.json").read_text())
+    outcome = {entry["source"]: entry for entry in manifest["series"]}
+    assert {source: entry["verdict"] for source, entry in outcome.items()} == {
+        "a": "done", "a/localizer.dcm": "skipped", "b": "failed", "missing": "refused",
+        "notes.txt": "skipped", "short": "failed",
+    }  # fmt: skip
+    assert "the run was stopped" in outcome["b"]["reason"]
+    done = outcome["a"]["name"]
+    assert files_below(output) == {f"series/{done}/{file}" for file in SCAN_FILES} | TABLES
+
+
+def test_text_from_files_cannot_steer_the_terminal(archive, run, tmp_path, capsys):
+    nasty = tmp_path / "in" / "\x1b[31mred\x1b[0m [bold]"
+    shutil.copytree(archive / "b", nasty)
+    (tmp_path / "in" / "c.txt").write_text("a second thing, so that the folder is named")
+    result = run(tmp_path / "in", quiet=False)
+    run(tmp_path / "in", dry_run=True)
+    out, err = capsys.readouterr()
+    assert "done" in verdicts(result).values()
+    assert "\x1b" not in out + err
+    assert "[bold]" in out
+    assert "[bold]" in err
+
+
+def test_names_that_are_no_text_are_shown_and_written(archive, run, tmp_path, capsys):
+    nasty = (tmp_path / "in").as_posix().encode() + b"/\xff\xfe"
+    shutil.copytree(str(archive / "b").encode(), nasty)
+    (tmp_path / "in" / "c.txt").write_text("a second thing, so that the folder is named")
+    result = run(tmp_path / "in", quiet=False)
+    assert "done" in verdicts(result).values()
+    run(tmp_path / "in", dry_run=True)
+    assert capsys.readouterr().out.isascii()
+
+
+def test_an_error_of_the_model_names_the_scan(archive, run, monkeypatch):
+    def not_finite(self, logits):
+        raise SeriesError("the network returned logits that are not finite")
+
+    monkeypatch.setattr("fastmed.inference.case.Model._check", not_finite)
+    result = run(archive / "b")
+    assert verdicts(result) == {"b": "failed"}
+    assert "not finite" in result.rows[0].reason

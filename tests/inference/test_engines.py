@@ -1,0 +1,207 @@
+"""Engines: the fastest present is taken and named; a named one that is absent is an error."""
+
+import importlib.util
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import fastmed
+from fastmed import bundle, models
+from fastmed.errors import BundleError, UsageError
+from fastmed.geometry import Geometry
+from fastmed.inference import engines
+from fastmed.inference.engines import open_engine
+from fastmed.volume import Volume
+
+MODULES = {"ov": "openvino", "ort": "onnxruntime"}
+
+
+@pytest.fixture
+def hide(monkeypatch):
+    """Returns a function that makes modules look as if they were not installed."""
+    real = importlib.util.find_spec
+
+    def hide(*names):
+        monkeypatch.setattr(
+            engines.importlib.util,
+            "find_spec",
+            lambda name, *rest: None if name in names else real(name, *rest),
+        )
+
+    return hide
+
+
+@pytest.fixture
+def read(tiny_bundle):
+    return bundle.read(tiny_bundle)
+
+
+@pytest.fixture
+def copied(tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    return tmp_path / "b"
+
+
+@pytest.mark.parametrize(
+    ("absent", "taken", "said"),
+    [
+        ((), "ov", "the fastest of those present"),
+        (("openvino",), "ort", "ov: not installed on this machine"),
+        (("openvino", "onnxruntime"), "torch", "ort: not installed on this machine"),
+    ],
+    ids=str,
+)
+def test_auto_takes_the_fastest_present_and_says_why(read, hide, absent, taken, said):
+    for module in set(MODULES.values()) - set(absent):
+        pytest.importorskip(module)
+    hide(*absent)
+    engine, sentence = open_engine(read, "auto", "cpu")
+    assert (engine.name, engine.device) == (taken, "cpu")
+    assert sentence.startswith(f"engine {taken} on cpu (")
+    assert said in sentence
+    for module in absent:
+        assert f"pip install {module}" in sentence
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_named_engine_that_is_absent_is_never_replaced(read, hide, name):
+    hide(MODULES[name])
+    with pytest.raises(UsageError, match=f"--engine {name}: not installed.*pip install"):
+        open_engine(read, name, "cpu")
+
+
+def test_auto_passes_over_engines_that_lack_their_file(copied):
+    (copied / "model.onnx").unlink()
+    engine, sentence = open_engine(bundle.read(copied), "auto", "cpu")
+    assert engine.name == "torch"
+    assert f"fastmed export {copied} --to onnx" in sentence
+    with pytest.raises(UsageError, match=r"--engine ort: .* has no model.onnx"):
+        open_engine(bundle.read(copied), "ort", "cpu")
+
+
+def test_a_bundle_that_no_engine_runs_says_what_each_lacks(copied):
+    (copied / "model.onnx").unlink()
+    text = (copied / "bundle.toml").read_text()
+    (copied / "bundle.toml").write_text(text[: text.index("[network]")])
+    with pytest.raises(UsageError, match="no engine runs") as caught:
+        open_engine(bundle.read(copied), "auto", "cpu")
+    assert all(f"{name}:" in str(caught.value) for name in ("ov", "ort", "torch"))
+
+
+WRONG = {
+    "engine": ("trtx", "cpu", "--engine trtx: expected one of auto, ov, ort, torch"),
+    "device": ("auto", "gpu", "--device gpu: expected auto, cpu, cuda"),
+    "device type": ("auto", "meta", "--device meta: expected auto, cpu, cuda"),
+    "cuda:99": ("auto", "cuda:99", "--device cuda:99: torch sees"),
+}
+
+
+@pytest.mark.parametrize(("engine", "device", "words"), WRONG.values(), ids=WRONG.keys())
+def test_an_unknown_engine_or_device_is_a_wrong_usage(read, engine, device, words):
+    with pytest.raises(UsageError, match=words):
+        open_engine(read, engine, device)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_onnx_of_other_weights_is_refused(copied, tiny_spec, name):
+    pytest.importorskip(MODULES[name])
+    onnx_bytes = (copied / "model.onnx").read_bytes()
+    bundle.write(copied, tiny_spec, models.build("unet3d", base_channels=8))
+    (copied / "model.onnx").write_bytes(onnx_bytes)
+    with pytest.raises(BundleError, match=r"exported from other weights; fastmed export"):
+        open_engine(bundle.read(copied), name, "cpu")
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("content", [b"", b"\xff" * 3000], ids=["empty", "garbled"])
+def test_a_damaged_onnx_is_named_in_one_line(copied, name, content):
+    pytest.importorskip(MODULES[name])
+    (copied / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=f"engine {name} cannot load it") as caught:
+        open_engine(bundle.read(copied), name, "cpu")
+    assert str(copied) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+HAND_WRITTEN = """
+format = 1
+name = "threshold"
+task = "segmentation"
+[grid]
+spacing_mm_zyx = [3, 3, 3]
+window_hu = [-100, 100]
+[tiles]
+size_zyx = [16, 16, 16]
+[[labels]]
+value = 1
+name = "dense"
+"""
+
+
+def _foreign_onnx(inputs=("scan",), outputs=("dense",)) -> bytes:
+    """A network that another tool made: scan - 0.5, its only channel meaning label 1."""
+    shape = ["n", 1, "a", "b", "c"]
+    half = onnx.numpy_helper.from_array(np.float32(0.5), "half")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Sub", [inputs[0], "half"], [name]) for name in outputs],
+        "foreign",
+        [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in inputs],
+        [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in outputs],
+        [half],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_any_onnx_network_runs_with_a_hand_written_bundle(tmp_path, name):
+    pytest.importorskip(MODULES[name])
+    (tmp_path / "bundle.toml").write_text(HAND_WRITTEN)
+    (tmp_path / "model.onnx").write_bytes(_foreign_onnx())
+    stored = np.full((20, 21, 22), -50, np.int16)
+    stored[5:10, 6:12, 7:15] = 80
+    volume = Volume(stored, Geometry.from_spacing(stored.shape, (3, 3, 3)), name="x", source="x")
+    findings = fastmed.load(tmp_path, engine=name, device="cpu")(volume)
+    assert np.array_equal(findings.labels, stored > 0)
+    with pytest.raises(UsageError, match=r"--engine torch: .* names no \[network\]"):
+        fastmed.load(tmp_path, engine="torch", device="cpu")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_network_of_two_outputs_is_refused(tmp_path, name):
+    pytest.importorskip(MODULES[name])
+    (tmp_path / "bundle.toml").write_text(HAND_WRITTEN)
+    (tmp_path / "model.onnx").write_bytes(_foreign_onnx(outputs=("dense", "sparse")))
+    with pytest.raises(BundleError, match="1 inputs and 2 outputs; expected one"):
+        open_engine(bundle.read(tmp_path), name, "cpu")
+
+
+@pytest.mark.parametrize("name", ["torch", *MODULES])
+def test_tiles_are_left_as_they_were(read, name):
+    pytest.importorskip(MODULES.get(name, "torch"))
+    tiles = torch.rand(2, 1, 16, 17, 18)
+    before = tiles.clone()
+    logits = open_engine(read, name, "cpu")[0](tiles)
+    assert torch.equal(tiles, before)
+    assert logits.is_contiguous()
+    assert not logits.requires_grad
+
+
+def test_survey_names_what_is_absent(hide):
+    hide("openvino")
+    rows = {name: (version, install) for name, version, install in engines.survey()}
+    assert rows["ov"] == ("absent", "pip install openvino")
+    assert rows["torch"][1] == ""
+
+
+def test_survey_knows_engines_of_another_distribution(monkeypatch):
+    from importlib import metadata
+
+    def unknown(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", unknown)
+    assert dict(row[:2] for row in engines.survey())["torch"] == "present, of unknown version"
