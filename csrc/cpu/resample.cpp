@@ -26,25 +26,6 @@ struct VolumeView {
   int32_t lengths[3];
 };
 
-// Four voxel rows (z and y neighbours) become one.
-template <class Voxel, class Real, int kRows>
-struct BlendRows {
-  FASTMED_HD static void run(const Voxel* const* rows, const Real* weights, int64_t length, Real* __restrict line) {
-    const Voxel* __restrict row0 = rows[0];
-    const Voxel* __restrict row1 = rows[kRows > 1 ? 1 : 0];
-    const Voxel* __restrict row2 = rows[kRows > 2 ? 2 : 0];
-    const Voxel* __restrict row3 = rows[kRows > 3 ? 3 : 0];
-    const Real w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
-    for (int64_t x = 0; x < length; ++x) {
-      Real sum = w0 * static_cast<Real>(row0[x]);
-      if constexpr (kRows > 1) sum += w1 * static_cast<Real>(row1[x]);
-      if constexpr (kRows > 2) sum += w2 * static_cast<Real>(row2[x]);
-      if constexpr (kRows > 3) sum += w3 * static_cast<Real>(row3[x]);
-      line[x] = sum;
-    }
-  }
-};
-
 template <class Real>
 struct GatherPairs {
   FASTMED_HD static void run(const Real* __restrict line, AxisTaps<Real> taps, int64_t length,
@@ -250,42 +231,23 @@ class RowSampler {
     return request_.fill.present() ? fill_tap<Real>(position, length) : edge_tap<Real>(position, length);
   }
 
-  static std::array<std::pair<int32_t, Real>, 2> neighbours(const Tap<Real>& tap) {
-    return {{{tap.low, tap.weight_low}, {tap.high, tap.weight_high}}};
-  }
-
   void sample_axis_aligned(int64_t z, int64_t y) {
     const Tap<Real> tap_z = tap(matrix_.rows[0][0] * static_cast<double>(z) + matrix_.rows[0][3], volume_.lengths[0]);
     const Tap<Real> tap_y = tap(matrix_.rows[1][1] * static_cast<double>(y) + matrix_.rows[1][3], volume_.lengths[1]);
     const Voxel* rows[4];
-    Real weights[4] = {};
-    int count = 0;
-    for (const auto& [index_z, weight_z] : neighbours(tap_z)) {
-      for (const auto& [index_y, weight_y] : neighbours(tap_y)) {
-        if (weight_z == Real(0) || weight_y == Real(0)) continue;
-        rows[count] = volume_.data + index_z * volume_.stride_z + index_y * volume_.stride_y + first_;
-        weights[count++] = weight_z * weight_y;
-      }
-    }
+    Real weights[4];
+    const Voxel* const origin = volume_.data + first_;
+    const int count = neighbouring_rows(origin, volume_.stride_z, volume_.stride_y, tap_z, tap_y, rows, weights);
     if (count == 0) {
       std::fill(sampled_.begin(), sampled_.end(), Real(0));
     } else if (request_.nearest) {
       run<GatherVoxels<Voxel, Real>>(rows[0], taps_.low.data(), taps_.weight_low.data(), length_, sampled_.data());
     } else {
-      blend(rows, weights, count);
+      blend_rows(rows, weights, count, static_cast<int64_t>(line_.size()), line_.data());
       run<GatherPairs<Real>>(line_.data(), taps_.pointers(), length_, sampled_.data());
     }
     if (request_.fill.present()) {
       run<Uncover<Real>>(tap_z.coverage * tap_y.coverage, taps_.coverage.data(), length_, uncovered_.data());
-    }
-  }
-
-  void blend(const Voxel* const* rows, const Real* weights, int count) {
-    const auto length = static_cast<int64_t>(line_.size());
-    switch (count) {
-      case 1: return run<BlendRows<Voxel, Real, 1>>(rows, weights, length, line_.data());
-      case 2: return run<BlendRows<Voxel, Real, 2>>(rows, weights, length, line_.data());
-      default: return run<BlendRows<Voxel, Real, 4>>(rows, weights, length, line_.data());
     }
   }
 

@@ -115,6 +115,7 @@ template <class Real>
 struct Contested {
   std::vector<int64_t> x;
   AxisTable<Real> taps;
+  int32_t first = 0;  // the model's column that taps count from
   std::vector<Real> best;
   std::vector<int32_t> label;
 
@@ -130,24 +131,25 @@ struct Contested {
     taps.weight_high[last] = row.weight_high[index];
     x.push_back(index);
   }
+
+  // Counts the taps from the first column they need; returns how many columns that leaves.
+  int64_t narrow() {
+    first = std::min(taps.low[0], taps.low[count() - 1]);  // taps are monotonic along a row
+    for (int64_t i = 0; i < count(); ++i) {
+      taps.low[i] -= first;
+      taps.high[i] -= first;
+    }
+    return std::max(taps.high[0], taps.high[count() - 1]) + 1;
+  }
 };
 
-// One class's turn to claim contested voxels; its four neighbouring rows in z and y have common weights.
-template <class Logit>
+// One class's turn to claim contested voxels, given its values along the row of cells.
+template <class Real>
 struct ClaimVoxels {
-  using Real = RealOf<Logit>;
-  FASTMED_HD static void run(const Logit* const* rows, const Real* weights, AxisTaps<Real> taps, int64_t length,
-                             int32_t channel, bool first, Real* __restrict best, int32_t* __restrict label) {
-    const Logit *__restrict row0 = rows[0], *__restrict row1 = rows[1];
-    const Logit *__restrict row2 = rows[2], *__restrict row3 = rows[3];
-    const Real w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
+  FASTMED_HD static void run(const Real* __restrict line, AxisTaps<Real> taps, int64_t length, int32_t channel,
+                             bool first, Real* __restrict best, int32_t* __restrict label) {
     for (int64_t i = 0; i < length; ++i) {
-      const int32_t low = taps.low[i], high = taps.high[i];
-      const Real at_low = w0 * static_cast<Real>(row0[low]) + w1 * static_cast<Real>(row1[low]) +
-                          w2 * static_cast<Real>(row2[low]) + w3 * static_cast<Real>(row3[low]);
-      const Real at_high = w0 * static_cast<Real>(row0[high]) + w1 * static_cast<Real>(row1[high]) +
-                           w2 * static_cast<Real>(row2[high]) + w3 * static_cast<Real>(row3[high]);
-      const Real value = taps.weight_low[i] * at_low + taps.weight_high[i] * at_high;
+      const Real value = taps.weight_low[i] * line[taps.low[i]] + taps.weight_high[i] * line[taps.high[i]];
       const bool claims = first | (value > best[i]);
       label[i] = claims ? channel : label[i];
       best[i] = claims ? value : best[i];
@@ -229,28 +231,25 @@ class LabelWriter {
         contested_.add(x, taps_);
       }
     }
+    if (contested_.count() > 0) line_.resize(contested_.narrow());
     shared_cell_row_ = cell_row;
   }
 
   void settle(const Tap<Real>& tap_z, const Tap<Real>& tap_y, Label* out) {
-    const Real weights[4] = {tap_z.weight_low * tap_y.weight_low, tap_z.weight_low * tap_y.weight_high,
-                             tap_z.weight_high * tap_y.weight_low, tap_z.weight_high * tap_y.weight_high};
-    const int64_t offsets[4] = {(tap_z.low * grid_.height + tap_y.low) * grid_.width,
-                                (tap_z.low * grid_.height + tap_y.high) * grid_.width,
-                                (tap_z.high * grid_.height + tap_y.low) * grid_.width,
-                                (tap_z.high * grid_.height + tap_y.high) * grid_.width};
     const int64_t count = contested_.count();
     if (classes_ == 1) {
       std::fill_n(contested_.best.begin(), count, Real(0));
       std::fill_n(contested_.label.begin(), count, 0);
     }
     for (int64_t channel = 0; channel < classes_; ++channel) {
-      const Logit* const base = logits_ + channel * grid_.voxels();
-      const Logit* const rows[4] = {base + offsets[0], base + offsets[1], base + offsets[2], base + offsets[3]};
-      run<ClaimVoxels<Logit>>(static_cast<const Logit* const*>(rows), static_cast<const Real*>(weights),
-                              contested_.taps.pointers(), count,
-                              static_cast<int32_t>(classes_ == 1 ? 1 : channel), classes_ > 1 && channel == 0,
-                              contested_.best.data(), contested_.label.data());
+      const Logit* rows[4];
+      Real weights[4];
+      const Logit* const origin = logits_ + channel * grid_.voxels() + contested_.first;
+      const int rows_count = neighbouring_rows(origin, grid_.plane(), grid_.width, tap_z, tap_y, rows, weights);
+      blend_rows(rows, weights, rows_count, static_cast<int64_t>(line_.size()), line_.data());
+      run<ClaimVoxels<Real>>(line_.data(), contested_.taps.pointers(), count,
+                             static_cast<int32_t>(classes_ == 1 ? 1 : channel), classes_ > 1 && channel == 0,
+                             contested_.best.data(), contested_.label.data());
     }
     for (int64_t i = 0; i < count; ++i) out[contested_.x[i]] = static_cast<Label>(contested_.label[i]);
   }
@@ -299,6 +298,7 @@ class LabelWriter {
   std::vector<Label> shared_;   // labels of the row of cells last visited
   int64_t shared_cell_row_ = -1;
   Contested<Real> contested_;
+  std::vector<Real> line_;      // one class's values along contested_'s columns
   std::vector<int64_t> cell_;
 };
 

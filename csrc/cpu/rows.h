@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/simd.h"
 #include "math/sampling.h"
 
 namespace fastmed {
@@ -83,5 +84,49 @@ struct AxisTable {
 
   AxisTaps<Real> pointers() const { return {low.data(), high.data(), weight_low.data(), weight_high.data()}; }
 };
+
+// Up to four voxel rows (z and y neighbours) become one.
+template <class Voxel, class Real, int kRows>
+struct BlendRows {
+  FASTMED_HD static void run(const Voxel* const* rows, const Real* weights, int64_t length, Real* __restrict line) {
+    const Voxel* __restrict row0 = rows[0];
+    const Voxel* __restrict row1 = rows[kRows > 1 ? 1 : 0];
+    const Voxel* __restrict row2 = rows[kRows > 2 ? 2 : 0];
+    const Voxel* __restrict row3 = rows[kRows > 3 ? 3 : 0];
+    const Real w0 = weights[0], w1 = weights[kRows > 1 ? 1 : 0];
+    const Real w2 = weights[kRows > 2 ? 2 : 0], w3 = weights[kRows > 3 ? 3 : 0];
+    for (int64_t x = 0; x < length; ++x) {
+      Real sum = w0 * static_cast<Real>(row0[x]);
+      if constexpr (kRows > 1) sum += w1 * static_cast<Real>(row1[x]);
+      if constexpr (kRows > 2) sum += w2 * static_cast<Real>(row2[x]);
+      if constexpr (kRows > 3) sum += w3 * static_cast<Real>(row3[x]);
+      line[x] = sum;
+    }
+  }
+};
+
+template <class Voxel, class Real>
+void blend_rows(const Voxel* const* rows, const Real* weights, int count, int64_t length, Real* line) {
+  switch (count) {
+    case 1: return run<BlendRows<Voxel, Real, 1>>(rows, weights, length, line);
+    case 2: return run<BlendRows<Voxel, Real, 2>>(rows, weights, length, line);
+    default: return run<BlendRows<Voxel, Real, 4>>(rows, weights, length, line);
+  }
+}
+
+// The rows around (z, y) that weigh anything, and how many they are: 0, 1, 2 or 4.
+template <class Voxel, class Real>
+int neighbouring_rows(const Voxel* volume, int64_t stride_z, int64_t stride_y, const Tap<Real>& tap_z,
+                      const Tap<Real>& tap_y, const Voxel** rows, Real* weights) {
+  int count = 0;
+  for (const auto& [z, weight_z] : {std::pair(tap_z.low, tap_z.weight_low), std::pair(tap_z.high, tap_z.weight_high)}) {
+    for (const auto& [y, weight_y] : {std::pair(tap_y.low, tap_y.weight_low), std::pair(tap_y.high, tap_y.weight_high)}) {
+      if (weight_z == Real(0) || weight_y == Real(0)) continue;
+      rows[count] = volume + z * stride_z + y * stride_y;
+      weights[count++] = weight_z * weight_y;
+    }
+  }
+  return count;
+}
 
 }  // namespace fastmed

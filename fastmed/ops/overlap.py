@@ -19,7 +19,7 @@ _LABEL_DTYPES = (
 def overlap_counts(
     prediction: Tensor, target: Tensor, num_classes: int, *, ignore_index: int | None = None
 ) -> Tensor:
-    """Counts, per item and class, the voxels of the intersection, of the prediction and of the target.
+    """Counts the voxels of the intersection, the prediction and the target, per item and class.
 
     Args:
         prediction: label map [B, ...]; bool, uint8, int8, int16, uint16, int32 or int64.
@@ -55,16 +55,21 @@ def overlap_counts(
 
 
 def dice_score(counts: Tensor) -> Tensor:
-    """Dice coefficient 2 |P and T| / (|P| + |T|) of overlap_counts: float64 [B, C], NaN where both are empty.
+    """Dice coefficient 2 |P and T| / (|P| + |T|) of overlap_counts.
 
-    Source: L. R. Dice, Measures of the amount of ecologic association between species, Ecology 26 (1945).
+    float64 [B, C]; NaN where a class is absent from both.
+
+    Source: L. R. Dice, Measures of the amount of ecologic association between species,
+    Ecology 26 (1945).
     """
     intersection, prediction, target = counts.double().unbind(-1)
     return 2 * intersection / (prediction + target)
 
 
 def iou_score(counts: Tensor) -> Tensor:
-    """Jaccard index |P and T| / |P or T| of overlap_counts: float64 [B, C], NaN where both are empty.
+    """Jaccard index |P and T| / |P or T| of overlap_counts.
+
+    float64 [B, C]; NaN where a class is absent from both.
 
     Source: P. Jaccard, The distribution of the flora in the alpine zone, New Phytologist 11 (1912).
     """

@@ -46,28 +46,29 @@ def window_resample(
     the same computed in float64. NaN voxels stay NaN.
 
     Args:
-        volume: stored voxels [D, H, W], [B, D, H, W] or a list of B volumes [D, H, W] of any sizes and one
-            dtype; uint8, int16, uint16, int32, float16, bfloat16, float32 or float64. 2D is D = 1.
-        matrix: maps an output index (z, y, x, 1) to an input index (z, y, x), both at voxel centres;
-            [3, 4], [P, 3, 4] (P grids from one volume) or [B, 3, 4] (one per volume).
+        volume: stored voxels [D, H, W], [B, D, H, W] or a list of B volumes [D, H, W] of any sizes
+            and one dtype: uint8, int16, uint16, int32, float16, bfloat16, float32 or float64.
+            2D is D = 1.
+        matrix: maps an output index (z, y, x, 1) to an input index (z, y, x), both at voxel
+            centres; [3, 4], [P, 3, 4] (P grids from one volume) or [B, 3, 4] (one per volume).
         size: output lengths (z, y, x).
         scale: rescale slope, HU per stored unit; a number, or [P] or [B].
         shift: rescale intercept in HU; a number, or [P] or [B].
         window: (lo, hi) in HU, or [P, 2] or [B, 2].
-        fill: HU of every voxel outside the volume, also as a neighbour in the interpolation; a number, or
-            [P] or [B]. None repeats the edge.
+        fill: HU of every voxel outside the volume, also as a neighbour in the interpolation;
+            a number, or [P] or [B]. None repeats the edge.
         mode: "linear" (trilinear), or "nearest": floor(index + 0.5).
-        dtype: float16, bfloat16, float32 or float64; with "nearest" also the volume's own, where integers
-            round half to even and saturate.
+        dtype: float16, bfloat16, float32 or float64; with "nearest" also the volume's own, where
+            integers round half to even and saturate.
 
     Returns:
         [*size], or [P, *size] or [B, *size] for several grids or volumes.
 
     Raises:
-        ValueError: the argument named has a wrong shape or value (hi <= lo, an empty size, not finite).
-            Values already on a CUDA device are not read, hence not checked.
+        ValueError: the argument named has a wrong shape or value (hi <= lo, an empty size, not
+            finite). Values on a CUDA device or in a traced graph are not read, hence not checked.
         TypeError: the argument named has a wrong dtype.
-        NotImplementedError: an argument requires a gradient.
+        NotImplementedError: the argument named requires a gradient.
     """
     volumes = _as_list(volume)
     batched = not isinstance(volume, Tensor) or volume.dim() == 4
@@ -86,6 +87,10 @@ def window_resample(
             f"dtype: expected a floating dtype, or with 'nearest' the volume's own; got {dtype}"
         )
     check_no_grad("volume", *volumes)
+    parameters = {"matrix": matrix, "scale": scale, "shift": shift, "window": window, "fill": fill}
+    for name, parameter in parameters.items():
+        if isinstance(parameter, Tensor):
+            check_no_grad(name, parameter)
     device = volumes[0].device
     matrices = checked_matrix(matrix, device, (1, len(volumes)) if batched else None)
     outputs = len(volumes) if batched else matrices.shape[0]
@@ -107,12 +112,12 @@ def window_resample(
 def resample_argmax(
     logits: Tensor, matrix: Tensor, size: Sequence[int], *, outside: int | None = None
 ) -> Tensor:
-    """Labels on a new grid: the argmax of the trilinearly interpolated logits, ties to the lowest class.
+    """Labels on a new grid: the argmax of the interpolated logits, ties to the lowest class.
 
-    No tensor of classes times output voxels is made. Where the eight voxels around a point share one
-    argmax, so does the point, since all classes have the same non-negative weights; only the other
-    cells are interpolated. Labels may differ from float64 arithmetic only where the two best values lie
-    within 1e-5 of each other, relatively.
+    Interpolation is trilinear, but no tensor of classes times output voxels is made. Where the
+    eight voxels around a point share one argmax, so does the point, since all classes have the same
+    non-negative weights; only the other cells are interpolated. Labels may differ from float64
+    arithmetic only where the two best values lie within 1e-5 of each other, relatively.
 
     Args:
         logits: [C, D, H, W] or [B, C, D, H, W], floating and finite; C == 1 means sigmoid > 0.5.
@@ -132,7 +137,8 @@ def resample_argmax(
         raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
     if logits.dim() not in (4, 5) or 0 in logits.shape[-4:]:
         raise ValueError(
-            f"logits: expected [C, D, H, W] or [B, C, D, H, W], none of C to W 0; got {list(logits.shape)}"
+            "logits: expected [C, D, H, W] or [B, C, D, H, W], none of C to W 0; "
+            f"got {list(logits.shape)}"
         )
     batch = logits.detach() if logits.dim() == 5 else logits.detach()[None]
     classes = batch.shape[1]
