@@ -40,7 +40,7 @@ def abdomen(geometry: Geometry, seed: int, *, organs: bool = False) -> tuple[Vol
 
     geometry: the scan's grid in LPS mm; the patient's axis runs through x = y = 0 and the dome of
         the liver lies near z = 0, its tip about 160 mm below. Tilted and oblique grids are cut
-        from the same anatomy as upright ones.
+        from the same anatomy as upright ones that reach as far in z.
     seed: anatomy, tissue contrast, texture and noise; the global random state stays untouched.
     organs: whether the truth names every tissue (CLASSES) or the liver alone.
 
