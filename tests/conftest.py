@@ -59,3 +59,29 @@ def tiny_bundle(tiny_spec, tmp_path_factory) -> Path:
     bundle.write(path, tiny_spec, network)
     exporter.export(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def phantom_archive(tmp_path_factory) -> list[Path]:
+    """The phantom archive with its usual flaws, its pixels eight times as wide as usual.
+
+    Returns the folders of scans and of truth.
+    """
+    from dataclasses import replace
+
+    from fastmed import phantom_scans
+    from fastmed.geometry import Geometry
+
+    write = phantom_scans._write
+
+    def smaller(scan, output):
+        steps = scan.geometry.steps_lps_mm * [[1], [8], [8]]
+        depth, height, width = scan.geometry.shape_zyx
+        shape = (depth, height // 8, width // 8)
+        small = Geometry.from_axes(shape, scan.geometry.origin_lps_mm, steps)
+        write(replace(scan, geometry=small), output)
+
+    folder = tmp_path_factory.mktemp("phantoms") / "made"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom_scans, "_write", smaller)
+        return phantom_scans.write_phantoms("archive", folder, count=2, seed=1)
