@@ -34,8 +34,9 @@ def demo(phantom_archive, tiny_bundle, tmp_path, monkeypatch):
 
 
 def test_the_demonstration_on_phantoms_ends_well(demo, tmp_path, capsys):
-    for _ in range(2):  # what an earlier one left is no obstacle
-        assert demo() == 0
+    left_by_an_earlier_one = tmp_path / "demo-out" / "archive" / "scans"
+    left_by_an_earlier_one.mkdir(parents=True)
+    assert demo() == 0
     results = tmp_path / "demo-out" / "results"
     assert str(results / "report.html") in capsys.readouterr().out
     assert (results / "report.html").is_file()
@@ -44,10 +45,6 @@ def test_the_demonstration_on_phantoms_ends_well(demo, tmp_path, capsys):
 
 def test_the_demonstration_says_which_verdict_surprised(demo, monkeypatch, capsys):
     monkeypatch.setitem(demo.module.EXPECTED, "tilted", "refused")
-    monkeypatch.setitem(demo.module.EXPECTED, "abdomen-009", "done")
-    assert demo() == 1
-    assert "demo: not found in the archive: abdomen-009" in capsys.readouterr().err
-    monkeypatch.delitem(demo.module.EXPECTED, "abdomen-009")
     assert demo() == 1
     assert "demo: tilted was not expected to be done" in capsys.readouterr().err
 

@@ -119,7 +119,7 @@ def sample(case: Case, size: tuple[int, int, int], rng: np.random.Generator):
         if name in CONTRAST_HU:
             offset[number] = rng.uniform(*CONTRAST_HU[name]) - case.means_hu[number]
     liver = np.flatnonzero((case.tissue == 1).any(axis=(1, 2)))
-    centre = rng.integers(liver[0] - 6, liver[-1] + 7) if rng.random() < 0.85 else None
+    centre = rng.integers(liver[0] - 6, liver[-1] + 7) if rng.random() < 0.5 else None
     depth = case.hu.shape[0]
     centre = int(np.clip(rng.integers(0, depth) if centre is None else centre, 0, depth - 1))
     # Thin slabs, repeated beyond their last slice, are what a short scan looks like.
@@ -222,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torso", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("fastmed/bundles/demo-liver"))
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--phantoms", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
