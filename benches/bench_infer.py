@@ -132,8 +132,12 @@ def _child(program: str, *arguments: object) -> tuple[Measured, dict]:
     with open(log, "w+", encoding="utf-8") as errors:
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        answer = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            answer = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            raise
         whole = time.perf_counter() - started
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
