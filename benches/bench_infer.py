@@ -57,7 +57,7 @@ def main() -> int:
     sides = [
         Side("fastmed", "infer_fastmed.py", "auto", on_phantom=3),
         Side("fastmed torch", "infer_fastmed.py", "torch"),
-        Side("MONAI", "infer_monai.py", "float64"),
+        Side("MONAI", "infer_monai.py", "float64", on_phantom=3),
     ]
     if arguments.float32:
         sides.insert(2, Side("MONAI float32", "infer_monai.py", "float32"))
