@@ -34,10 +34,10 @@ def demo(phantom_archive, tiny_bundle, tmp_path, monkeypatch):
 
 
 def test_the_demonstration_on_phantoms_ends_well(demo, tmp_path, capsys):
-    left_by_an_earlier_one = tmp_path / "demo-out" / "archive" / "scans"
+    left_by_an_earlier_one = tmp_path / "demo-out" / "phantoms" / "scans"
     left_by_an_earlier_one.mkdir(parents=True)
     assert demo() == 0
-    results = tmp_path / "demo-out" / "results"
+    results = tmp_path / "demo-out" / "results-of-phantoms"
     assert str(results / "report.html") in capsys.readouterr().out
     assert (results / "report.html").is_file()
     assert len(list((results / "series").iterdir())) == 3

@@ -27,17 +27,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
     arguments = parser.parse_args()
     if arguments.scans:
-        run = fastmed.infer(arguments.scans, arguments.output / "results")
+        run = fastmed.infer(arguments.scans, arguments.output / "results-of-scans")
         surprises = [row for row in run.rows if row.verdict == "failed"]
         if not any(row.verdict == "done" for row in run.rows):
             print("demo: no scan was done", file=sys.stderr)
             return 1
     else:
-        archive = arguments.output / "archive"
+        archive = arguments.output / "phantoms"
         shutil.rmtree(archive, ignore_errors=True)
         print(f"Making an archive of phantoms in {archive} ...", file=sys.stderr)
         scans, _ = write_phantoms("archive", archive, count=2, seed=1)
-        run = fastmed.infer(scans, arguments.output / "results")
+        run = fastmed.infer(scans, arguments.output / "results-of-phantoms")
         surprises = [row for row in run.rows if EXPECTED.get(row.source) != row.verdict]
         missing = EXPECTED.keys() - {row.source for row in run.rows}
         if missing:

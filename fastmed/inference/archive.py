@@ -177,7 +177,8 @@ def _write_tables(target, formats, rows, csv_rows, model, strict, seconds) -> No
     if "csv" in formats:
         write_findings_csv(csv_rows, target / "findings.csv")
     if "report" in formats:
-        run = {name: fact for name, fact in facts.items() if name != "series"}
+        # The page lists the series, and says at its top what the notice says.
+        run = {name: fact for name, fact in facts.items() if name not in ("series", "notice")}
         write_report(rows, run, target / "report.html")
     write_json(facts, target / "manifest.json")
 
