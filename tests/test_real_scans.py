@@ -116,7 +116,7 @@ def abdomen(scans, demo_bundle):
     for name in ("torch", "ort", "ov"):
         model = fastmed.load(demo_bundle, engine=name, device="cpu")
         options = {"tile_zyx": spec.tile_zyx, "overlap": spec.overlap}
-        options["size_multiple"] = spec.size_multiple
+        options |= {"size_multiple": spec.size_multiple, "num_classes": spec.num_classes}
         logits[name] = sliding_window(image, model.engine, **options)
         labels[name] = model(volume).labels
     return volume, _true_liver(scans / LABELS[0], volume.geometry), logits, labels

@@ -67,6 +67,7 @@ def main() -> None:
         logits[name] = sliding_window(
             image,
             model.engine,
+            num_classes=spec.num_classes,
             tile_zyx=spec.tile_zyx,
             overlap=spec.overlap,
             size_multiple=spec.size_multiple,

@@ -81,6 +81,7 @@ class Model:
         logits = sliding_window(
             image,
             network,
+            num_classes=spec.num_classes,
             tile_zyx=spec.tile_zyx,
             overlap=spec.overlap,
             size_multiple=spec.size_multiple,
@@ -102,8 +103,8 @@ class Model:
                 f"the network returned {logits.shape[0]} classes; bundle.toml names "
                 f"{expected - 1} labels and the background"
             )
-        # One pass that allocates nothing: a sum is finite only where every logit is.
-        if not torch.isfinite(logits.sum(dtype=torch.float64)):
+        # One pass that allocates nothing; NaN shows in the extremes as infinity does.
+        if not torch.isfinite(torch.stack(logits.aminmax())).all():
             raise SeriesError(
                 f"the network returned logits that are not finite (engine {self.engine.name}); "
                 "try --engine torch, and check that the scan is in HU"

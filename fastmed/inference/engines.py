@@ -106,6 +106,8 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # Threads tied to cores wait there while other jobs of the machine run on them.
+            "ENABLE_CPU_PINNING": False,
         }
         return self._core.compile_model(model, "CPU", settings).create_infer_request()
 

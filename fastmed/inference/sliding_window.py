@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_SURE = 10.0  # the logit by which background leads where there is nothing to see
+
 
 def sliding_window(
     grid: Tensor,
     network: Callable[[Tensor], Tensor],
     *,
+    num_classes: int,
     tile_zyx: tuple[int, int, int],
     overlap: float,
     size_multiple: int = 1,
@@ -22,11 +25,16 @@ def sliding_window(
 ) -> Tensor:
     """Runs a network over overlapping tiles and blends its logits with Gaussian weights.
 
-    grid: [D, H, W] float32. network: [B, 1, d, h, w] -> [B, K, d, h, w], on the grid's device; it
-    is always called with B = batch, the last time with earlier tiles filled up.
+    grid: [D, H, W] float32 in 0..1. network: [B, 1, d, h, w] -> [B, K, d, h, w], on the grid's
+        device; it is always called with B = batch, the last time with earlier tiles filled up.
+    num_classes: of the result where every tile is void; else the network's K decides.
     overlap: share of a tile, 0 <= overlap < 1, in common with its neighbour.
     size_multiple: an axis shorter than its tile is extended by its last plane to this multiple.
     progress: called with the tiles done and their total.
+
+    A tile without a voxel above 0, where nothing reaches the window, is void: it counts as
+    background and never meets the network. Networks that normalise by their own statistics are
+    ill-conditioned there: rounding decides, engines differ by half, and some return NaN.
 
     Returns logits [K, D, H, W] float32. The weights are those of nnU-Net and MONAI (standard
     deviation of an eighth of the tile), without MONAI's floor of 1e-3; they and their sum over all
@@ -46,22 +54,37 @@ def sliding_window(
         _axis_weights(n, t, overlap, grid.device) for n, t in zip(padded.shape, tile, strict=True)
     ]
     places = list(product(*axes))
+    void, seen = [], []
+    for corner in places:
+        # Asked this way round, a tile with NaN is not void: what is not finite must show.
+        (void if (padded[_window(corner, tile)] <= 0).all() else seen).append(corner)
     logits: Tensor | None = None
     tiles = torch.zeros(batch, 1, *tile, device=grid.device)
-    for first in range(0, len(places), batch):
-        group = places[first : first + batch]
+    for first in range(0, len(seen), batch):
+        group = seen[first : first + batch]
         for slot, corner in enumerate(group):
             tiles[slot, 0] = padded[_window(corner, tile)]
         output = network(tiles)
         if logits is None:
             logits = torch.zeros(output.shape[1], *padded.shape, device=grid.device)
-        for slot, ((z0, wz), (y0, wy), (x0, wx)) in enumerate(group):
-            place = logits[:, z0 : z0 + tile[0], y0 : y0 + tile[1], x0 : x0 + tile[2]]
-            weight = wz[:, None, None] * (wy[:, None] * wx)
-            place.addcmul_(output[slot], weight)
+        for slot, corner in enumerate(group):
+            logits[:, *_window(corner, tile)].addcmul_(output[slot], _weight(corner))
         progress(first + len(group), len(places))
+    if logits is None:
+        logits = torch.zeros(num_classes, *padded.shape, device=grid.device)
+    sure = -_SURE if logits.shape[0] == 1 else _SURE
+    for corner in void:
+        logits[0, *_window(corner, tile)].add_(_weight(corner), alpha=sure)
+    if void:
+        progress(len(places), len(places))
     depth, height, width = grid.shape
     return logits[:, :depth, :height, :width].contiguous() if any(short) else logits
+
+
+def _weight(corner) -> Tensor:
+    """Weight of each voxel of a tile, [d, h, w]."""
+    (_, wz), (_, wy), (_, wx) = corner
+    return wz[:, None, None] * (wy[:, None] * wx)
 
 
 def _window(corner, tile) -> tuple[slice, ...]:

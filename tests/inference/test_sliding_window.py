@@ -35,6 +35,7 @@ def test_a_network_that_changes_nothing_returns_the_grid(shape, tile, overlap, b
     logits = sliding_window(
         grid,
         lambda tiles: torch.cat([tiles, -2 * tiles], dim=1),
+        num_classes=2,
         tile_zyx=tile,
         overlap=overlap,
         batch=batch,
@@ -45,7 +46,7 @@ def test_a_network_that_changes_nothing_returns_the_grid(shape, tile, overlap, b
 
 def test_the_result_depends_on_no_position_of_a_tile():
     grid = noise(60, 64, 68)
-    logits = sliding_window(grid, blur, tile_zyx=(24, 24, 24), overlap=0.5)
+    logits = sliding_window(grid, blur, num_classes=1, tile_zyx=(24, 24, 24), overlap=0.5)
     torch.testing.assert_close(logits[0], blur(grid[None, None])[0, 0], rtol=0, atol=5e-3)
 
 
@@ -56,8 +57,10 @@ def test_batches_change_nothing_and_have_one_size():
         sizes.append(len(tiles))
         return blur(tiles)
 
-    one = sliding_window(grid, blur, tile_zyx=(16, 24, 32), overlap=0.25)
-    many = sliding_window(grid, network, tile_zyx=(16, 24, 32), overlap=0.25, batch=7)
+    one = sliding_window(grid, blur, num_classes=1, tile_zyx=(16, 24, 32), overlap=0.25)
+    many = sliding_window(
+        grid, network, num_classes=1, tile_zyx=(16, 24, 32), overlap=0.25, batch=7
+    )
     torch.testing.assert_close(one, many, rtol=0, atol=0)
     assert set(sizes) == {7}
     assert len(sizes) == -(-(3 * 3 * 3) // 7)
@@ -90,7 +93,9 @@ def test_a_short_axis_is_extended_by_its_last_plane_to_the_multiple(shape, multi
                 )
         return tiles
 
-    logits = sliding_window(grid, network, tile_zyx=tile, overlap=0.25, size_multiple=multiple)
+    logits = sliding_window(
+        grid, network, num_classes=1, tile_zyx=tile, overlap=0.25, size_multiple=multiple
+    )
     assert shapes == {seen}
     assert logits.shape == (1, *shape)
     assert logits.is_contiguous()
@@ -102,6 +107,7 @@ def test_progress_counts_the_tiles_up_to_their_total():
     sliding_window(
         noise(40, 24, 32),
         blur,
+        num_classes=1,
         tile_zyx=(16, 24, 32),
         overlap=0.5,
         batch=2,
@@ -124,9 +130,42 @@ def test_blending_is_that_of_monai_but_for_its_floor():
         return torch.nn.functional.conv3d(tiles, kernel, padding=1)
 
     for overlap in (0.25, 0.6):
-        logits = sliding_window(grid, network, tile_zyx=tile, overlap=overlap)
+        logits = sliding_window(grid, network, num_classes=1, tile_zyx=tile, overlap=overlap)
         # The map that MONAI makes itself is the same but never below 1e-3.
         expected = inferers.sliding_window_inference(
             grid[None, None], tile, 4, network, overlap=overlap, roi_weight_map=gaussian
         )
         torch.testing.assert_close(logits, expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_tiles_that_nothing_reaches_are_background_and_never_meet_the_network(classes):
+    grid = torch.zeros(16, 16, 64)
+    grid[:, :, :8] = noise(16, 16, 8).abs() + 0.1
+    seen = []
+
+    def wild_in_the_void(tiles):
+        seen.append(tiles.clone())
+        return torch.full((1, classes, *tiles.shape[2:]), 5.0 if tiles.any() else torch.nan)
+
+    logits = sliding_window(
+        grid, wild_in_the_void, num_classes=classes, tile_zyx=(16, 16, 16), overlap=0.0
+    )
+    assert len(seen) == 1
+    assert (logits[:, :, :, :16] == 5).all()
+    beyond = logits[:, :, :, 16:]
+    assert (beyond.argmax(0) == 0).all() if classes > 1 else (beyond < 0).all()
+
+
+def test_a_grid_of_nothing_is_background_in_every_class_count():
+    logits = sliding_window(
+        torch.zeros(20, 20, 20), blur, num_classes=4, tile_zyx=(16, 16, 16), overlap=0.5
+    )
+    assert logits.shape == (4, 20, 20, 20)
+    assert (logits.argmax(0) == 0).all()
+
+
+def test_a_tile_of_nan_is_shown_to_the_network():
+    grid = torch.full((16, 16, 16), torch.nan)
+    logits = sliding_window(grid, blur, num_classes=1, tile_zyx=(16, 16, 16), overlap=0.0)
+    assert logits.isnan().all()
