@@ -34,6 +34,7 @@ def export(bundle: str | Path, *, to: str = "onnx") -> Path:
     program = _onnx_program(network, source)
     model = program.model_proto
     _check(model, source)
+    _forget_where_it_was_made(model)
     entry = model.metadata_props.add()
     entry.key, entry.value = WEIGHTS_KEY, bundles.file_sha256(source.weights_path)
     write_atomically(source.onnx_path, [model.SerializeToString()])
@@ -67,6 +68,17 @@ def _onnx_program(network: torch.nn.Module, source: bundles.Bundle) -> torch.onn
             external_data=False,
             verbose=False,
         )
+
+
+def _forget_where_it_was_made(model) -> None:
+    """Removes the notes that torch leaves on every node: source lines, with this machine's paths."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
 
 
 def _check(model, source: bundles.Bundle) -> None:

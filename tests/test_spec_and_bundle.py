@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -288,6 +289,12 @@ def test_engines_agree_with_torch_on_any_size(tiny_bundle, size):
         assert error < 2e-3
         same = logits.argmax(1) == expected.argmax(1)
         assert same.float().mean() >= 0.999
+
+
+def test_an_exported_network_names_no_path_of_the_machine_that_made_it(tiny_bundle):
+    exported = (tiny_bundle / "model.onnx").read_bytes()
+    for trace in (b"site-packages", b"stack_trace", b".py", str(Path.cwd()).encode()):
+        assert trace not in exported
 
 
 def test_transposed_convolutions_export_too(tiny_spec, tmp_path):
