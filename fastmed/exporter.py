@@ -71,7 +71,7 @@ def _onnx_program(network: torch.nn.Module, source: bundles.Bundle) -> torch.onn
 
 
 def _forget_where_it_was_made(model) -> None:
-    """Removes the notes that torch leaves on every node: source lines, with this machine's paths."""
+    """Removes torch's notes on every node: source lines, with the paths of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         del part.metadata_props[:]
