@@ -299,7 +299,8 @@ def test_a_reader_that_goes_away_is_no_error(good):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from fastmed import cli
 from fastmed.inference import case
 real = case.Model.__call__
