@@ -2,6 +2,7 @@
 # The first call sets everything up in .venv; later calls reuse it.
 
 VENV := .venv
+TORSO ?= ../shared/data/ct-torso-nifti
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/ready
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)

@@ -18,6 +18,7 @@ import fastmed
 from fastmed import bundle as bundles
 from fastmed import phantom
 from fastmed.geometry import Geometry
+from fastmed.inference.case import StageClock
 from fastmed.inference.sliding_window import sliding_window
 from fastmed.ops import dice_score, overlap_counts, window_resample
 from fastmed.preprocessing import to_grid
@@ -72,12 +73,14 @@ def main() -> None:
             overlap=spec.overlap,
             size_multiple=spec.size_multiple,
         )
-        labels[name] = model(volume).labels
+        clock = StageClock()
+        labels[name] = model(volume, clock=clock).labels
         difference = (logits[name] - logits["torch"]).abs().max() / logits["torch"].abs().max()
         equal = np.mean(labels[name] == labels["torch"])
         print(
             f"{name:6} liver Dice {dice(labels[name], truth):.4f}   beside torch: logits within "
-            f"{float(difference):.1e} of the largest, labels equal on {equal:.5%} of voxels"
+            f"{float(difference):.1e} of the largest, labels equal on {equal:.5%} of voxels; "
+            f"network {clock.seconds['network']:.2f} s"
         )
 
     model = fastmed.load(arguments.model, device="cpu")

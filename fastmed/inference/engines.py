@@ -123,7 +123,7 @@ class _Kind:
     install: str
 
 
-# From the fastest to the slowest, as measured for UNet3d on 2 CPU cores (`make bench`).
+# From the fastest to the slowest, for UNet3d on 2 CPU cores; tools/score_demo.py times them.
 _KINDS = {
     "ov": _Kind(OpenVinoEngine, "openvino", ("cpu",), True, "pip install openvino"),
     "ort": _Kind(OnnxRuntimeEngine, "onnxruntime", ("cpu",), True, "pip install onnxruntime"),
