@@ -193,7 +193,7 @@ def _formats(write: Iterable[str]) -> set[str]:
 
 
 def _default_output(inputs: list[Path]) -> Path:
-    return Path("fastmed-results") / (inputs[0].resolve().name or "scans")
+    return Path("fastmed-results") / (Path(os.path.abspath(inputs[0])).name or "scans")
 
 
 def _select(entries: list[Series], wanted: set[str]) -> list[Series]:

@@ -218,6 +218,9 @@ def test_results_go_beside_the_caller_under_the_inputs_name(
     fastmed.infer("../my scans", model=tiny_bundle, engine="torch", device="cpu", quiet=True)
     results = tmp_path / "here" / "fastmed-results" / "my scans"
     assert (results / "report.html").is_file()
+    (tmp_path / "a link").symlink_to(tmp_path / "my scans")
+    fastmed.infer("../a link", model=tiny_bundle, engine="torch", device="cpu", quiet=True)
+    assert (tmp_path / "here" / "fastmed-results" / "a link" / "report.html").is_file()
 
 
 def test_the_demo_bundle_says_loudly_that_it_runs(archive, run, monkeypatch, capsys, tiny_bundle):
