@@ -28,7 +28,7 @@ ALLOWED = {
 }  # fmt: skip
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "testing.py")
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if "testing" not in p.parts)
 
 
 def room_of(path: Path) -> str:

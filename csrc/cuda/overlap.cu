@@ -95,7 +95,7 @@ __device__ int64_t count_byte_chunks(const OverlapTask& task, int64_t item, Run&
 
 template <bool kByteChunks, bool kShared>
 __global__ void overlap_kernel(OverlapTask task, Count* __restrict__ totals) {
-  extern __shared__ Count block_counts[];
+  FASTMED_DYNAMIC_SHARED(Count, block_counts);
   const auto num_counts = static_cast<int>(task.num_classes * kOverlapColumns);
   for (int64_t item = blockIdx.y; item < task.items; item += gridDim.y) {
     Count* const item_totals = totals + item * num_counts;
@@ -154,9 +154,7 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
   const size_t shared_bytes = shared ? num_classes * kOverlapColumns * sizeof(Count) : 0;
   const auto kernel = chunks ? (shared ? overlap_kernel<true, true> : overlap_kernel<true, false>)
                              : (shared ? overlap_kernel<false, true> : overlap_kernel<false, false>);
-  kernel<<<grid, kThreads, shared_bytes, current_stream(prediction)>>>(
-      task, static_cast<Count*>(counts.mutable_data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(kernel, grid, kThreads, shared_bytes, current_stream(prediction), task, static_cast<Count*>(counts.mutable_data_ptr()));
   return counts;
 }
 

@@ -1,51 +1,12 @@
-"""Reference implementations in plain torch, and one table of op calls for tests and benches."""
+"""Resampling in plain torch, and the calls it is held against."""
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-
-def axis_matrix(steps, origin=(0.0, 0.0, 0.0)) -> Tensor:
-    """[3, 4] float64 matrix of a straight grid: input index = steps * output index + origin."""
-    return torch.cat(
-        [
-            torch.diag(torch.tensor(steps, dtype=torch.float64)),
-            torch.tensor([origin], dtype=torch.float64).T,
-        ],
-        1,
-    )
-
-
-def fitted_matrix(shape, size) -> Tensor:
-    """[3, 4] matrix that spans a volume of that shape with size output voxels, edge to edge."""
-    steps = [length / count for length, count in zip(shape, size, strict=True)]
-    return axis_matrix(steps, [(step - 1) / 2 for step in steps])
-
-
-def oblique_matrix(shape, size, *, tilt=0.2, turn=0.3) -> Tensor:
-    """[3, 4] matrix that shears (gantry tilt) and turns a grid about the volume's centre."""
-    shear = torch.eye(3, dtype=torch.float64)
-    shear[1, 0] = math.tan(tilt)
-    rotation = torch.eye(3, dtype=torch.float64)
-    rotation[1, 1] = rotation[2, 2] = math.cos(turn)
-    rotation[1, 2], rotation[2, 1] = -math.sin(turn), math.sin(turn)
-    linear = shear @ rotation @ fitted_matrix(shape, size)[:, :3]
-    centre_in = (torch.tensor(shape, dtype=torch.float64) - 1) / 2
-    centre_out = (torch.tensor(size, dtype=torch.float64) - 1) / 2
-    return torch.cat([linear, (centre_in - linear @ centre_out)[:, None]], 1)
-
-
-def sample_positions(matrix: Tensor, size) -> Tensor:
-    """Input index of every output voxel: float64 [*size, 3]."""
-    axes = [torch.arange(length, dtype=torch.float64, device=matrix.device) for length in size]
-    z, y, x = torch.meshgrid(*axes, indexing="ij")
-    rows = matrix.double()
-    return (rows[:, 0] * z[..., None] + rows[:, 1] * y[..., None] + rows[:, 3]) + rows[:, 2] * x[
-        ..., None
-    ]
+from fastmed.testing.case import OpCase
+from fastmed.testing.grids import axis_matrix, fitted_matrix, oblique_matrix, sample_positions
 
 
 def window_resample_reference(
@@ -115,22 +76,6 @@ def resample_argmax_reference(logits, matrix, size, *, outside=None) -> Tensor:
     return labels.to(torch.int16 if len(values) > 255 else torch.uint8)
 
 
-def overlap_counts_reference(prediction, target, num_classes, *, ignore_index=None) -> Tensor:
-    """overlap_counts by one bincount per column."""
-
-    def histogram(labels, counted):
-        known = labels[counted & (labels >= 0) & (labels < num_classes)]
-        return torch.bincount(known, minlength=num_classes)
-
-    items = []
-    for labels, truth in zip(prediction.long().flatten(1), target.long().flatten(1), strict=True):
-        counted = truth == truth if ignore_index is None else truth != ignore_index
-        both = counted & (labels == truth)
-        columns = [histogram(labels, both), histogram(labels, counted), histogram(truth, counted)]
-        items.append(torch.stack(columns, 1))
-    return torch.stack(items)
-
-
 def _sample(voxels: Tensor, positions: Tensor, fill, mode: str) -> Tensor:
     """Values of [..., D, H, W] at fractional positions; what weighs nothing is left out."""
     lengths = torch.tensor(voxels.shape[-3:], device=voxels.device)
@@ -158,21 +103,6 @@ def _sample(voxels: Tensor, positions: Tensor, fill, mode: str) -> Tensor:
     return value
 
 
-@dataclass(frozen=True)
-class OpCase:
-    """One call of an op: make(device) gives its arguments, reference answers it in plain torch."""
-
-    op: str
-    name: str
-    make: Callable[[str], tuple]
-    reference: Callable
-    keywords: dict = field(default_factory=dict)
-    tolerance: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.op}-{self.name}"
-
-
 def stored_voxels(shape, dtype=torch.int16, *, device="cpu", seed=0) -> Tensor:
     """Random voxels in the range of stored CT values that the dtype can hold."""
     generator = torch.Generator().manual_seed(seed)
@@ -193,18 +123,6 @@ def smooth_logits(shape, *, dtype=torch.float32, device="cpu", seed=0) -> Tensor
         noise, size=shape[1:], mode="trilinear", align_corners=True
     )[0]
     return smooth.to(dtype).to(device)
-
-
-def label_map(shape, num_labels, dtype=torch.uint8, *, device="cpu", seed=0) -> Tensor:
-    """Random labels in runs of eight, with single voxels strewn in."""
-    generator = torch.Generator().manual_seed(seed)
-    count = math.prod(shape)
-    runs = torch.randint(0, num_labels, [count // 8 + 1], generator=generator).repeat_interleave(8)[
-        :count
-    ]
-    single = torch.randint(0, num_labels, [count], generator=generator)
-    labels = torch.where(torch.rand([count], generator=generator) < 0.05, single, runs)
-    return labels.reshape(shape).to(dtype).to(device)
 
 
 def _window_cases() -> Iterator[OpCase]:
@@ -276,20 +194,4 @@ def _argmax_case(name, shape, matrix, size, outside) -> OpCase:
     return OpCase("resample_argmax", name, make, resample_argmax_reference, {"outside": outside})
 
 
-def _overlap_cases() -> Iterator[OpCase]:
-    for dtype in (torch.uint8, torch.int16, torch.int64):
-        for ignore_index in (None, 2):
-            yield OpCase(
-                "overlap_counts",
-                f"{dtype}-{'all' if ignore_index is None else 'ignore'}".removeprefix("torch."),
-                lambda device, dtype=dtype: (
-                    label_map((2, 9, 100, 100), 7, dtype, device=device, seed=1),
-                    label_map((2, 9, 100, 100), 7, torch.uint8, device=device, seed=2),
-                    5,
-                ),
-                overlap_counts_reference,
-                {"ignore_index": ignore_index},
-            )
-
-
-OP_CASES = (*_window_cases(), *_argmax_cases(), *_overlap_cases())
+RESAMPLE_CASES = (*_window_cases(), *_argmax_cases())

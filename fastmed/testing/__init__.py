@@ -1,0 +1,32 @@
+"""Reference implementations in plain torch, and one table of op calls for tests and benches."""
+
+from fastmed.testing.case import OpCase
+from fastmed.testing.grids import axis_matrix, fitted_matrix, oblique_matrix, sample_positions
+from fastmed.testing.overlap import OVERLAP_CASES, label_map, overlap_counts_reference
+from fastmed.testing.resample import (
+    RESAMPLE_CASES,
+    interpolated_logits,
+    resample_argmax_reference,
+    smooth_logits,
+    stored_voxels,
+    window_resample_reference,
+)
+
+# One family of ops per file; tests and benches pick up whatever stands here.
+OP_CASES = (*RESAMPLE_CASES, *OVERLAP_CASES)
+
+__all__ = [
+    "OP_CASES",
+    "OpCase",
+    "axis_matrix",
+    "fitted_matrix",
+    "interpolated_logits",
+    "label_map",
+    "oblique_matrix",
+    "overlap_counts_reference",
+    "resample_argmax_reference",
+    "sample_positions",
+    "smooth_logits",
+    "stored_voxels",
+    "window_resample_reference",
+]
