@@ -8,6 +8,8 @@
 #include <type_traits>
 
 #include "checks.h"
+#include "cpu/gather.h"
+#include "cpu/pages.h"
 #include "cpu/rows.h"
 #include "cpu/simd.h"
 #include "dtypes.h"
@@ -24,20 +26,6 @@ struct VolumeView {
   const Voxel* data;
   int64_t stride_z, stride_y;
   int32_t lengths[3];
-};
-
-template <class Real>
-struct GatherPairs {
-  FASTMED_HD static void run(const Real* __restrict line, AxisTaps<Real> taps, int64_t length,
-                             Real* __restrict sampled) {
-    const int32_t* __restrict low = taps.low;
-    const int32_t* __restrict high = taps.high;
-    const Real* __restrict weight_low = taps.weight_low;
-    const Real* __restrict weight_high = taps.weight_high;
-    for (int64_t x = 0; x < length; ++x) {
-      sampled[x] = weighted(weight_low[x], line[low[x]]) + weighted(weight_high[x], line[high[x]]);
-    }
-  }
 };
 
 template <class Voxel, class Real>
@@ -182,7 +170,8 @@ template <class Voxel, class Real>
 class RowSampler {
  public:
   explicit RowSampler(const Request& request)
-      : request_(request), length_(request.size[2]), taps_(length_), sampled_(length_), uncovered_(length_) {}
+      : request_(request), length_(request.size[2]), taps_(length_), sampled_(RowInterpolator<Real>::padded(length_)),
+        uncovered_(length_) {}
 
   const Real* sampled() const { return sampled_.data(); }
   const Real* uncovered() const { return request_.fill.present() ? uncovered_.data() : nullptr; }
@@ -200,7 +189,9 @@ class RowSampler {
     const auto [first, last] = taps_.range();
     taps_.move(-first);
     first_ = first;
-    line_.resize(last - first + 1);
+    columns_ = last - first + 1;
+    line_.resize(RowInterpolator<Real>::padded(columns_));
+    if (!request_.nearest) interpolator_.prepare(taps_);
   }
 
   void sample(int64_t z, int64_t y) {
@@ -243,8 +234,8 @@ class RowSampler {
     } else if (request_.nearest) {
       run<GatherVoxels<Voxel, Real>>(rows[0], taps_.low.data(), taps_.weight_low.data(), length_, sampled_.data());
     } else {
-      blend_rows(rows, weights, count, static_cast<int64_t>(line_.size()), line_.data());
-      run<GatherPairs<Real>>(line_.data(), taps_.pointers(), length_, sampled_.data());
+      blend_rows(rows, weights, count, columns_, line_.data());
+      interpolator_.interpolate(line_.data(), sampled_.data());
     }
     if (request_.fill.present()) {
       run<Uncover<Real>>(tap_z.coverage * tap_y.coverage, taps_.coverage.data(), length_, uncovered_.data());
@@ -256,8 +247,9 @@ class RowSampler {
   VolumeView<Voxel> volume_;
   Matrix matrix_;
   bool axis_aligned_;
-  int64_t first_;  // where line_ starts in the volume's rows
+  int64_t first_, columns_;  // what line_ holds of the volume's rows
   AxisTable<Real> taps_;
+  RowInterpolator<Real> interpolator_;
   std::vector<Real> line_, sampled_, uncovered_;
 };
 
@@ -317,6 +309,7 @@ Tensor window_resample(std::vector<Tensor> volumes, Tensor matrix, std::vector<i
                        ScalarType dtype) {
   const int64_t outputs = check_window_resample(volumes, matrix, size, scale, shift, window, fill);
   Tensor out = torch::stable::new_empty(volumes[0], {outputs, size[0], size[1], size[2]}, dtype);
+  advise_huge_pages(out);
   const Request request{volumes,
                         ParameterRows(matrix),
                         ParameterRows(scale),
