@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 
 #include "checks.h"
@@ -18,8 +19,10 @@
 namespace fastmed {
 namespace {
 
-constexpr int64_t kRowsPerTask = 8;
+constexpr int64_t kBundlesPerTask = 2;
+constexpr int64_t kRowsPerBundle = 4;  // of one y: slanting rows share voxels with their neighbours in depth
 constexpr int kBlock = 128;
+constexpr int kPrefetch = 24;
 
 template <class Voxel>
 struct VolumeView {
@@ -41,14 +44,19 @@ struct Line {
   double start[3], step[3];
 };
 
-// Any matrix. Voxels are fetched one by one into blocks, everything else runs on vectors.
+// Any matrix. Neighbours along x are fetched two by two into blocks, everything else runs on vectors.
 template <class Voxel, class Real, bool kFill>
 struct SampleLinear {
+  struct Pair {
+    Voxel low, high;
+  };
+
   FASTMED_HD static void run(VolumeView<Voxel> volume, Line line, int64_t length, Real* __restrict sampled,
                              Real* __restrict uncovered) {
-    alignas(64) int32_t low[3][kBlock], high[3][kBlock];
-    alignas(64) Real weight_low[3][kBlock], weight_high[3][kBlock], coverage[3][kBlock];
-    alignas(64) Voxel corners[8][kBlock];
+    alignas(64) int32_t base[3][kBlock];
+    alignas(64) Real weight_low[3][kBlock], weight_high[3][kBlock];
+    alignas(64) int64_t offset[kBlock];
+    alignas(64) Pair pairs[4][kBlock];
     for (int64_t first = 0; first < length; first += kBlock) {
       const int count = static_cast<int>(length - first < kBlock ? length - first : kBlock);
       for (int axis = 0; axis < 3; ++axis) {
@@ -56,43 +64,64 @@ struct SampleLinear {
         const int32_t axis_length = volume.lengths[axis];
         for (int x = 0; x < count; ++x) {
           const double position = start + step * static_cast<double>(static_cast<int32_t>(first) + x);
-          const Tap<Real> tap =
-              kFill ? fill_tap<Real>(position, axis_length) : edge_tap<Real>(position, axis_length);
-          low[axis][x] = tap.low;
-          high[axis][x] = tap.high;
+          const PairTap<Real> tap = pair_tap<Real, kFill>(position, axis_length);
+          base[axis][x] = tap.base;
           weight_low[axis][x] = tap.weight_low;
           weight_high[axis][x] = tap.weight_high;
-          coverage[axis][x] = tap.coverage;
         }
       }
       for (int x = 0; x < count; ++x) {
-        const int64_t z0 = low[0][x] * volume.stride_z, z1 = high[0][x] * volume.stride_z;
-        const int64_t y0 = low[1][x] * volume.stride_y, y1 = high[1][x] * volume.stride_y;
-        const Voxel* column0 = volume.data + low[2][x];
-        const Voxel* column1 = volume.data + high[2][x];
-        corners[0][x] = column0[z0 + y0];
-        corners[1][x] = column1[z0 + y0];
-        corners[2][x] = column0[z0 + y1];
-        corners[3][x] = column1[z0 + y1];
-        corners[4][x] = column0[z1 + y0];
-        corners[5][x] = column1[z1 + y0];
-        corners[6][x] = column0[z1 + y1];
-        corners[7][x] = column1[z1 + y1];
+        offset[x] = base[0][x] * volume.stride_z + base[1][x] * volume.stride_y + base[2][x];
       }
+      fetch(volume, offset, count, pairs);
       for (int x = 0; x < count; ++x) {
-        Real sum = 0;
-        for (int corner = 0; corner < 8; ++corner) {
-          const Real wz = corner & 4 ? weight_high[0][x] : weight_low[0][x];
-          const Real wy = corner & 2 ? weight_high[1][x] : weight_low[1][x];
-          const Real wx = corner & 1 ? weight_high[2][x] : weight_low[2][x];
-          const Real voxel = static_cast<Real>(corners[corner][x]);
-          sum += std::is_integral_v<Voxel> ? wz * wy * wx * voxel : weighted(wz * wy * wx, voxel);
+        Real rows[4];
+        for (int row = 0; row < 4; ++row) {
+          rows[row] = blend(weight_low[2][x], pairs[row][x].low, weight_high[2][x], pairs[row][x].high);
         }
-        sampled[first + x] = sum;
+        const Real near = blend(weight_low[1][x], rows[0], weight_high[1][x], rows[1]);
+        const Real far = blend(weight_low[1][x], rows[2], weight_high[1][x], rows[3]);
+        sampled[first + x] = blend(weight_low[0][x], near, weight_high[0][x], far);
         if constexpr (kFill) {
-          uncovered[first + x] = Real(1) - coverage[0][x] * coverage[1][x] * coverage[2][x];
+          uncovered[first + x] = Real(1) - (weight_low[0][x] + weight_high[0][x]) *
+                                               (weight_low[1][x] + weight_high[1][x]) *
+                                               (weight_low[2][x] + weight_high[2][x]);
         }
       }
+    }
+  }
+
+ private:
+  FASTMED_HD static void fetch(VolumeView<Voxel> volume, const int64_t* offset, int count, Pair (*pairs)[kBlock]) {
+    const int64_t step_z = volume.lengths[0] > 1 ? volume.stride_z : 0;
+    const int64_t step_y = volume.lengths[1] > 1 ? volume.stride_y : 0;
+    const int64_t steps[4] = {0, step_y, step_z, step_z + step_y};
+    if (volume.lengths[2] == 1) {  // there is no second voxel to read
+      for (int x = 0; x < count; ++x) {
+        for (int row = 0; row < 4; ++row) {
+          const Voxel voxel = volume.data[offset[x] + steps[row]];
+          pairs[row][x] = {voxel, voxel};
+        }
+      }
+      return;
+    }
+    for (int x = 0; x < count; ++x) {
+      const Voxel* const near = volume.data + offset[x];
+      const Voxel* const ahead = volume.data + offset[x + kPrefetch < count ? x + kPrefetch : x];
+      for (int row = 0; row < 4; ++row) {
+        __builtin_prefetch(ahead + steps[row]);
+        std::memcpy(&pairs[row][x], near + steps[row], sizeof(Pair));
+      }
+    }
+  }
+
+  template <class Value>
+  FASTMED_HD static Real blend(Real weight_low, Value low, Real weight_high, Value high) {
+    const Real near = static_cast<Real>(low), far = static_cast<Real>(high);
+    if constexpr (std::is_integral_v<Voxel>) {
+      return weight_low * near + weight_high * far;
+    } else {
+      return weighted(weight_low, near) + weighted(weight_high, far);
     }
   }
 };
@@ -180,8 +209,8 @@ class RowSampler {
     const int64_t source = request_.volumes.size() == 1 ? 0 : output;
     volume_ = view_of<Voxel>(request_.volumes[source]);
     matrix_ = request_.matrix_of(output);
-    axis_aligned_ = is_axis_aligned(matrix_, request_.size, request_.nearest ? 0.0 : kPositionTolerance);
-    if (!axis_aligned_) return;
+    straight_ = keeps_rows(matrix_, request_.size, request_.nearest ? 0.0 : kPositionTolerance);
+    if (!straight_) return;
     const double step = matrix_.rows[2][2], origin = matrix_.rows[2][3];
     for (int64_t x = 0; x < length_; ++x) {
       taps_.set(x, tap(origin + step * static_cast<double>(x), volume_.lengths[2]));
@@ -195,12 +224,12 @@ class RowSampler {
   }
 
   void sample(int64_t z, int64_t y) {
-    if (axis_aligned_) return sample_axis_aligned(z, y);
     Line line;
     for (int axis = 0; axis < 3; ++axis) {
       line.start[axis] = row_start(matrix_, axis, static_cast<double>(z), static_cast<double>(y));
       line.step[axis] = matrix_.rows[axis][2];
     }
+    if (straight_) return sample_straight(line);
     const bool fill = request_.fill.present();
     if (request_.nearest) {
       fill ? run<SampleNearest<Voxel, Real, true>>(volume_, line, length_, sampled_.data(), uncovered_.data())
@@ -222,9 +251,9 @@ class RowSampler {
     return request_.fill.present() ? fill_tap<Real>(position, length) : edge_tap<Real>(position, length);
   }
 
-  void sample_axis_aligned(int64_t z, int64_t y) {
-    const Tap<Real> tap_z = tap(matrix_.rows[0][0] * static_cast<double>(z) + matrix_.rows[0][3], volume_.lengths[0]);
-    const Tap<Real> tap_y = tap(matrix_.rows[1][1] * static_cast<double>(y) + matrix_.rows[1][3], volume_.lengths[1]);
+  void sample_straight(const Line& line) {
+    const Tap<Real> tap_z = tap(line.start[0], volume_.lengths[0]);
+    const Tap<Real> tap_y = tap(line.start[1], volume_.lengths[1]);
     const Voxel* rows[4];
     Real weights[4];
     const Voxel* const origin = volume_.data + first_;
@@ -246,7 +275,7 @@ class RowSampler {
   const int64_t length_;
   VolumeView<Voxel> volume_;
   Matrix matrix_;
-  bool axis_aligned_;
+  bool straight_;  // rows of output lie along rows of the volume
   int64_t first_, columns_;  // what line_ holds of the volume's rows
   AxisTable<Real> taps_;
   RowInterpolator<Real> interpolator_;
@@ -275,22 +304,27 @@ void resample(const Request& request, int64_t outputs, FinishRow<Real> finish, T
   const auto [depth, height, width] = request.size;
   char* const data = static_cast<char*>(out.mutable_data_ptr());
   const int64_t row_bytes = width * static_cast<int64_t>(out.element_size());
-  const auto fill_rows = [&, depth = depth, height = height, width = width](int64_t begin, int64_t end) {
+  const int64_t slabs = (depth + kRowsPerBundle - 1) / kRowsPerBundle;
+  const auto fill_bundles = [&, depth = depth, height = height, width = width](int64_t begin, int64_t end) {
     RowSampler<Voxel, Real> sampler(request);
     Intensity<Real> intensity{};
     int64_t current = -1;
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t output = row / (depth * height);
+    for (int64_t bundle = begin; bundle < end; ++bundle) {
+      const int64_t output = bundle / (slabs * height), y = bundle % height;
       if (output != current) {
         sampler.start(output);
         intensity = intensity_of<Real>(request, output);
         current = output;
       }
-      sampler.sample(row / height % depth, row % height);
-      finish(sampler.sampled(), sampler.uncovered(), intensity, width, data + row * row_bytes);
+      const int64_t first = bundle / height % slabs * kRowsPerBundle;
+      for (int64_t z = first; z < std::min(first + kRowsPerBundle, depth); ++z) {
+        sampler.sample(z, y);
+        finish(sampler.sampled(), sampler.uncovered(), intensity, width,
+               data + ((output * depth + z) * height + y) * row_bytes);
+      }
     }
   };
-  torch::stable::parallel_for(0, outputs * depth * height, kRowsPerTask, fill_rows);
+  torch::stable::parallel_for(0, outputs * slabs * height, kBundlesPerTask, fill_bundles);
 }
 
 template <class Real>

@@ -49,6 +49,15 @@ inline bool is_axis_aligned(const Matrix& matrix, const int64_t* size, double to
   return true;
 }
 
+// True where every row of output runs along a row of the volume, all from the same column: straight grids, and those
+// that a tilted gantry shears.
+inline bool keeps_rows(const Matrix& matrix, const int64_t* size, double tolerance) {
+  const auto moves = [&](int row, int column) {
+    return !(std::abs(matrix.rows[row][column]) * static_cast<double>(size[column]) <= tolerance);
+  };
+  return !moves(0, 2) && !moves(1, 2) && !moves(2, 0) && !moves(2, 1);
+}
+
 template <class Real>
 struct AxisTaps {
   const int32_t *low, *high;

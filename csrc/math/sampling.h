@@ -72,6 +72,24 @@ FASTMED_HD Tap<Real> fill_tap(double position, int32_t length) {
           static_cast<Real>(weight_high), static_cast<Real>(weight_low + weight_high)};
 }
 
+// As Tap, where the two neighbours are always consecutive voxels: base and base + 1 (for one voxel alone, base).
+template <class Real>
+struct PairTap {
+  int32_t base;
+  Real weight_low, weight_high;
+};
+
+template <class Real, bool kFill>
+FASTMED_HD PairTap<Real> pair_tap(double position, int32_t length) {
+  const double near = kFill ? clamp_position(position, -1.0, length) : clamp_position(position, 0.0, length - 1.0);
+  const double last_base = length > 1 ? length - 2.0 : 0.0;
+  const int32_t base = static_cast<int32_t>(clamp_position(near, 0.0, last_base));
+  const Real offset = static_cast<Real>(near - base);
+  const Real low = Real(1) - std::abs(offset), high = Real(1) - std::abs(offset - Real(1));
+  const Real weight_high = high > Real(0) ? high : Real(0);
+  return {base, low > Real(0) ? low : Real(0), length > 1 ? weight_high : Real(0)};
+}
+
 // A voxel that weighs nothing contributes nothing, NaN and infinity included.
 template <class Real>
 FASTMED_HD Real weighted(Real weight, Real value) {
