@@ -72,6 +72,27 @@ inline int64_t check_window_resample(const std::vector<Tensor>& volumes, const T
   return outputs;
 }
 
+// Output is given by its gradient [P, D, H, W]; with a window also by its values.
+inline void check_window_resample_backward(const Tensor& grad, const std::optional<Tensor>& result,
+                                           const std::vector<int64_t>& shape, const Tensor& matrix,
+                                           const Tensor& scale, const std::optional<Tensor>& window) {
+  check_dim(grad, 4, "grad");
+  check_lengths(grad.sizes().data() + 1, 3, "grad");
+  STD_TORCH_CHECK(grad.is_contiguous(), "grad: expected a contiguous tensor");
+  STD_TORCH_CHECK(result.has_value() == window.has_value(), "result: expected with a window, and only then");
+  if (result) {
+    check_device(*result, grad, "result");
+    STD_TORCH_CHECK(result->scalar_type() == grad.scalar_type(), "result: expected the dtype of grad");
+    STD_TORCH_CHECK(result->is_contiguous(), "result: expected a contiguous tensor");
+    STD_TORCH_CHECK(result->numel() == grad.numel(), "result: expected the shape of grad");
+    check_parameter(*window, grad, 2, grad.size(0), 2, "window");
+  }
+  STD_TORCH_CHECK(shape.size() == 3, "shape: expected 3 lengths, got ", shape.size());
+  check_lengths(shape.data(), 3, "shape");
+  check_parameter(matrix, grad, 3, grad.size(0), 12, "matrix");
+  check_parameter(scale, grad, 1, grad.size(0), 1, "scale");
+}
+
 inline void check_resample_argmax(const Tensor& logits, const Tensor& matrix, const std::vector<int64_t>& size) {
   check_dim(logits, 5, "logits");
   STD_TORCH_CHECK(logits.is_contiguous(), "logits: expected a contiguous tensor");

@@ -5,6 +5,9 @@ STABLE_TORCH_LIBRARY(fastmed, m) {
   m.def(
       "window_resample(Tensor[] volumes, Tensor matrix, SymInt[] size, Tensor scale, Tensor shift, "
       "Tensor? window, Tensor? fill, bool nearest, ScalarType dtype) -> Tensor");
+  m.def(
+      "window_resample_backward(Tensor grad, Tensor? result, SymInt[] shape, Tensor matrix, Tensor scale, "
+      "Tensor? window, bool fill, bool nearest, ScalarType dtype) -> Tensor");
   m.def("resample_argmax(Tensor logits, Tensor matrix, SymInt[] size, int? outside) -> Tensor");
   m.def("overlap_counts(Tensor prediction, Tensor target, int num_classes, int? ignore_index) -> Tensor");
 }

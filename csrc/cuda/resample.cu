@@ -58,6 +58,52 @@ __device__ __forceinline__ Sample<Real> sample_linear(const VolumeView<Voxel>& v
           Real(1) - taps[0].coverage * taps[1].coverage * taps[2].coverage};
 }
 
+// Taps along z and y that all voxels of a row share, as four rows of the volume.
+template <class Voxel, class Real>
+struct SharedRows {
+  const Voxel* rows[4];
+  Real weights[4], coverage;
+};
+
+template <class Real>
+__device__ __forceinline__ Tap<Real> linear_tap(double position, int32_t length, bool has_fill) {
+  return has_fill ? fill_tap<Real>(position, length) : edge_tap<Real>(position, length);
+}
+
+template <class Voxel, class Real>
+__device__ __forceinline__ SharedRows<Voxel, Real> shared_rows(const VolumeView<Voxel>& volume, const Line& line,
+                                                               bool has_fill) {
+  const Tap<Real> z = linear_tap<Real>(line.start[0], volume.lengths[0], has_fill);
+  const Tap<Real> y = linear_tap<Real>(line.start[1], volume.lengths[1], has_fill);
+  SharedRows<Voxel, Real> shared;
+  shared.coverage = z.coverage * y.coverage;
+  for (int row = 0; row < 4; ++row) {
+    shared.rows[row] = volume.data + (row & 2 ? z.high : z.low) * volume.stride_z +
+                       (row & 1 ? y.high : y.low) * volume.stride_y;
+    shared.weights[row] = (row & 2 ? z.weight_high : z.weight_low) * (row & 1 ? y.weight_high : y.weight_low);
+  }
+  return shared;
+}
+
+// Integers are never NaN, so those that weigh nothing need no exception.
+template <class Voxel, class Real>
+__device__ __forceinline__ Real weigh(Real weight, Voxel voxel) {
+  return std::is_integral_v<Voxel> ? weight * static_cast<Real>(voxel) : weighted(weight, static_cast<Real>(voxel));
+}
+
+template <class Voxel, class Real>
+__device__ __forceinline__ Sample<Real> sample_row(const SharedRows<Voxel, Real>& shared, double position,
+                                                   int32_t length, bool has_fill) {
+  const Tap<Real> x = linear_tap<Real>(position, length, has_fill);
+  Real low = 0, high = 0;
+  for (int row = 0; row < 4; ++row) {
+    low += weigh(shared.weights[row], shared.rows[row][x.low]);
+    high += weigh(shared.weights[row], shared.rows[row][x.high]);
+  }
+  return {weighted(x.weight_low, low) + weighted(x.weight_high, high), Real(1) - shared.coverage * x.coverage};
+}
+
+// A row of output that runs along a row of the volume takes its z and y taps once.
 template <class Voxel, class Real, class Out>
 __global__ void window_resample_kernel(VolumeView<Voxel> volume, WindowParameters parameters, int64_t rows, Shape size,
                                        Out* __restrict__ out) {
@@ -77,11 +123,24 @@ __global__ void window_resample_kernel(VolumeView<Voxel> volume, WindowParameter
   const Line line = lines[threadIdx.y];
   const Intensity<Real> intensity = intensities[threadIdx.y];
   const bool has_fill = parameters.fill.data != nullptr;
-  for (int64_t x = place.first; x < size.width; x += place.step) {
-    const auto column = static_cast<int32_t>(x);
-    const Sample<Real> sample = parameters.nearest ? sample_nearest<Voxel, Real>(volume, line, column, has_fill)
-                                                   : sample_linear<Voxel, Real>(volume, line, column, has_fill);
-    out[place.row * size.width + x] = convert<Out>(apply(intensity, sample.value, sample.uncovered));
+  Out* const row = out + place.row * size.width;
+  const auto finish = [&](int64_t x, const Sample<Real>& sample) {
+    row[x] = convert<Out>(apply(intensity, sample.value, sample.uncovered));
+  };
+  if (parameters.nearest) {
+    for (int64_t x = place.first; x < size.width; x += place.step) {
+      finish(x, sample_nearest<Voxel, Real>(volume, line, static_cast<int32_t>(x), has_fill));
+    }
+  } else if (line.step[0] == 0.0 && line.step[1] == 0.0) {
+    const SharedRows<Voxel, Real> shared = shared_rows<Voxel, Real>(volume, line, has_fill);
+    for (int64_t x = place.first; x < size.width; x += place.step) {
+      const double position = line.at(2, static_cast<int32_t>(x));
+      finish(x, sample_row<Voxel, Real>(shared, position, volume.lengths[2], has_fill));
+    }
+  } else {
+    for (int64_t x = place.first; x < size.width; x += place.step) {
+      finish(x, sample_linear<Voxel, Real>(volume, line, static_cast<int32_t>(x), has_fill));
+    }
   }
 }
 
@@ -94,7 +153,8 @@ void launch_window_resample(const Tensor& volume, const WindowParameters& parame
                                {static_cast<int32_t>(volume.size(0)), static_cast<int32_t>(volume.size(1)),
                                 static_cast<int32_t>(volume.size(2))}};
   const dim3 grid = row_grid(rows, size.width);
-  launch(window_resample_kernel<Voxel, Real, Out>, grid, row_block(), 0, current_stream(volume), view, parameters, rows, size, out);
+  launch(window_resample_kernel<Voxel, Real, Out>, grid, row_block(), 0, current_stream(volume), view, parameters, rows,
+         size, out);
 }
 
 // float64 out and the voxels that float32 cannot hold take float64 arithmetic; integers out are the volume's own.

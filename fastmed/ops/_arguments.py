@@ -1,5 +1,6 @@
 """Checks and conversions of the arguments that several ops share."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,11 +39,11 @@ def per_output(
     if isinstance(value, Tensor):
         parameter = value
     elif isinstance(value, (int, float)) and width is None:
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise ValueError(f"{name}: expected a finite number, got {value}")
         return torch.full([1], value, dtype=torch.float64, device=device)
     else:
-        parameter = torch.as_tensor(value, dtype=torch.float64)
+        parameter = torch.tensor(value, dtype=torch.float64)
     shape = list(parameter.shape)
     if shape not in (row, [1, *row], [outputs, *row]):
         expected = f"{row or 'a number'} or {[outputs, *row]}"
@@ -51,7 +52,7 @@ def per_output(
 
 
 def check_no_grad(name: str, *tensors: Tensor) -> None:
-    """Ops without a backward say so, rather than cut the graph in silence."""
+    """Arguments without a gradient say so, rather than cut the graph in silence."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise NotImplementedError(f"{name}: has no gradient; detach it or use torch.no_grad()")
 
@@ -62,7 +63,14 @@ def is_readable(tensor: Tensor) -> bool:
     return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """All values are finite; a few are read one by one, which costs less than three torch calls."""
+    if tensor.numel() > 64:
+        return bool(torch.isfinite(tensor).all())
+    return all(map(math.isfinite, tensor.flatten().tolist()))
+
+
 def _placed(parameter: Tensor, name: str, device: torch.device) -> Tensor:
-    if is_readable(parameter) and not bool(torch.isfinite(parameter).all()):
+    if is_readable(parameter) and not is_finite(parameter):
         raise ValueError(f"{name}: expected finite values, got {parameter.tolist()}")
     return parameter.detach().to(device=device, dtype=torch.float64).contiguous()

@@ -1,5 +1,6 @@
 """Resampling through a matrix: CT to the network's grid, and logits back to the scan's labels."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,8 @@ def window_resample(
 
     With HU = scale * stored + shift, the result is the interpolated HU, or with a window
     clamp((HU - lo) / (hi - lo), 0, 1). It lies within 1e-4 of the window (0.1 HU without one) of
-    the same computed in float64. NaN voxels stay NaN.
+    the same computed in float64. NaN voxels stay NaN. Differentiable once with respect to the
+    volume: a clamped output passes no gradient on.
 
     Args:
         volume: stored voxels [D, H, W], [B, D, H, W] or a list of B volumes [D, H, W] of any sizes
@@ -68,7 +70,7 @@ def window_resample(
         ValueError: the argument named has a wrong shape or value (hi <= lo, an empty size, not
             finite). Values on a CUDA device or in a traced graph are not read, hence not checked.
         TypeError: the argument named has a wrong dtype.
-        NotImplementedError: the argument named requires a gradient.
+        NotImplementedError: an argument other than the volume requires a gradient.
     """
     volumes = _as_list(volume)
     batched = not isinstance(volume, Tensor) or volume.dim() == 4
@@ -86,7 +88,6 @@ def window_resample(
         raise TypeError(
             f"dtype: expected a floating dtype, or with 'nearest' the volume's own; got {dtype}"
         )
-    check_no_grad("volume", *volumes)
     parameters = {"matrix": matrix, "scale": scale, "shift": shift, "window": window, "fill": fill}
     for name, parameter in parameters.items():
         if isinstance(parameter, Tensor):
@@ -180,9 +181,17 @@ def _empty_batch(volume: Tensor, lengths: list[int], dtype: torch.dtype) -> Tens
 def _checked_window(window, device: torch.device, outputs: int) -> Tensor | None:
     if window is None:
         return None
-    limits = torch.as_tensor(window, dtype=torch.float64)
-    if is_readable(limits) and not bool((limits[..., 0] < limits[..., 1]).all()):
-        raise ValueError(f"window: expected lo < hi, got {limits.tolist()}")
+    if not isinstance(window, Tensor) and len(window) == 2:
+        low, high = window
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(f"window: expected finite lo < hi, got {(low, high)}")
+            return torch.tensor([[low, high]], dtype=torch.float64, device=device)
+    limits = window if isinstance(window, Tensor) else torch.tensor(window, dtype=torch.float64)
+    if is_readable(limits):
+        values = limits.flatten().tolist()
+        if not all(low < high for low, high in zip(values[::2], values[1::2], strict=False)):
+            raise ValueError(f"window: expected lo < hi, got {limits.tolist()}")
     return per_output(limits, "window", device, outputs, width=2)
 
 
@@ -190,6 +199,55 @@ def _checked_window(window, device: torch.device, outputs: int) -> Tensor | None
 def _(volumes, matrix, size, scale, shift, window, fill, nearest, dtype):
     outputs = matrix.shape[0] if len(volumes) == 1 else len(volumes)
     return volumes[0].new_empty([outputs, *size], dtype=dtype)
+
+
+@torch.library.register_fake("fastmed::window_resample_backward")
+def _(grad, result, shape, matrix, scale, window, fill, nearest, dtype):
+    wide = dtype in (torch.float64, torch.int32) or grad.dtype == torch.float64
+    return grad.new_empty(shape, dtype=torch.float64 if wide else torch.float32)
+
+
+def _save_for_backward(ctx, inputs, output):
+    volumes, matrix, _, scale, _, window, fill, nearest, _ = inputs
+    # Where a window clamped, its output is 0 or 1.
+    ctx.save_for_backward(matrix, scale, window, None if window is None else output)
+    ctx.volumes = [(volume.shape, volume.dtype) for volume in volumes]
+    ctx.options = (fill is not None, nearest)
+
+
+def _window_resample_backward(ctx, grad):
+    matrix, scale, window, result = ctx.saved_tensors
+    volumes = []
+    for index, (shape, dtype) in enumerate(ctx.volumes):
+        own = slice(None) if len(ctx.volumes) == 1 else slice(index, index + 1)
+        volumes.append(
+            torch.ops.fastmed.window_resample_backward(
+                grad[own].contiguous(),
+                None if result is None else result[own].contiguous(),
+                shape,
+                *(_own_rows(parameter, own) for parameter in (matrix, scale, window)),
+                *ctx.options,
+                dtype,
+            ).to(dtype)
+            if dtype.is_floating_point
+            else None
+        )
+    return volumes, None, None, None, None, None, None, None, None
+
+
+def _own_rows(parameter: Tensor | None, own: slice) -> Tensor | None:
+    shared = parameter is None or parameter.shape[0] == 1
+    return parameter if shared else parameter[own]
+
+
+def _no_second_derivative(ctx, grad):
+    raise NotImplementedError("window_resample: has no second derivative")
+
+
+torch.library.register_autograd(
+    "fastmed::window_resample", _window_resample_backward, setup_context=_save_for_backward
+)
+torch.library.register_autograd("fastmed::window_resample_backward", _no_second_derivative)
 
 
 @torch.library.register_fake("fastmed::resample_argmax")
