@@ -83,6 +83,15 @@ struct CellRow {
   int64_t class_stride, classes, width;
 };
 
+// to[x] = from[index[x]]
+template <class Label>
+struct PickLabels {
+  FASTMED_HD static void run(const Label* __restrict from, const int32_t* __restrict index, int64_t length,
+                             Label* __restrict to) {
+    for (int64_t x = 0; x < length; ++x) to[x] = from[index[x]];
+  }
+};
+
 constexpr int kClassesPerWord = 32;
 
 // The classes that may win inside mixed cells, given by their x in ascending order. Bit c % kClassesPerWord of
@@ -114,7 +123,7 @@ struct FindContenders {
                                (v1[lane] < bound[2][lane]) & (v1[lane + 1] < bound[3][lane]) &
                                (v2[lane] < bound[4][lane]) & (v2[lane + 1] < bound[5][lane]) &
                                (v3[lane] < bound[6][lane]) & (v3[lane + 1] < bound[7][lane]);
-            word[lane] |= below ? 0u : 1u << bit;
+            word[lane] |= static_cast<uint32_t>(!below) << bit;
           }
         }
         uint32_t* const to = contenders + base / kClassesPerWord * stride + first;
@@ -124,21 +133,21 @@ struct FindContenders {
   }
 
  private:
-  // Two classes that win at corners make the bound. Columns beyond the last keep an infinite one.
+  // Two classes that win at corners make the bound. A column beyond the last keeps an infinite one.
   FASTMED_HD static void set_bounds(const CellRow<Real, Label>& row, int32_t x, int32_t lane, Real (*bound)[kLanes]) {
-    const int columns = x + 1 < row.width ? 2 : 1;
+    const int64_t next = x + 1 < row.width ? 1 : 0;
     const Label rival = row.labels[0][x];
-    Label other = rival;
-    for (int corner = 0; corner < 4 * columns; ++corner) {
-      const Label label = row.labels[corner & 3][x + (corner >> 2)];
-      other = other == rival ? label : other;
+    Label other = row.labels[0][x + next];
+    for (int i = 1; i < 4; ++i) {
+      other = other == rival ? row.labels[i][x] : other;
+      other = other == rival ? row.labels[i][x + next] : other;
     }
-    for (int corner = 0; corner < 4; ++corner) {
-      const Real* const of_rival = row.values[corner] + rival * row.class_stride + x;
-      const Real* const of_other = row.values[corner] + other * row.class_stride + x;
-      for (int column = 0; column < columns; ++column) {
-        bound[2 * corner + column][lane] = contender_bound(of_rival[column], of_other[column]);
-      }
+    for (int i = 0; i < 4; ++i) {
+      const Real* const of_rival = row.values[i] + rival * row.class_stride + x;
+      const Real* const of_other = row.values[i] + other * row.class_stride + x;
+      const Real beyond = next == 1 ? Real(0) : std::numeric_limits<Real>::infinity();
+      bound[2 * i][lane] = contender_bound(of_rival[0], of_other[0]);
+      bound[2 * i + 1][lane] = contender_bound(of_rival[next], of_other[next]) + beyond;
     }
   }
 };

@@ -19,6 +19,7 @@
 namespace fastmed {
 
 constexpr int kMaxRun = 8;
+constexpr int32_t kMaxCount = 15;
 constexpr int64_t kMaxTileRows = 8;
 constexpr int64_t kMaxTilePlanes = 16;
 constexpr int64_t kMaxPiece = 128;
@@ -184,7 +185,8 @@ class StraightWriter {
         rows_(std::min(task.tile_rows + 1, task.grid.height)),
         class_stride_((rows_ * width_ + 2 * kLanes - 1) / kLanes / 2 * 2 * kLanes + kLanes),  // never a multiple of 4 KiB
         word_stride_(width_ + kLanes), cells_(width_), shared_(task.x.beyond.size()),
-        words_((classes_ + kClassesPerWord - 1) / kClassesPerWord * word_stride_) {
+        words_((classes_ + kClassesPerWord - 1) / kClassesPerWord * word_stride_), found_runs_(task.runs.runs.size() + 1),
+        rank_(found_runs_.size()), mixed_runs_(found_runs_.size()), mixed_cells_(found_runs_.size()) {
     for (Plane& plane : planes_) {
       plane.values.resize(classes_ * class_stride_ + 2 * kLanes);
       plane.labels.resize(rows_ * width_);
@@ -247,24 +249,52 @@ class StraightWriter {
         class_stride_, classes_, width_};
     run<MarkCells<Label>>(cell_row.labels[0], cell_row.labels[1], cell_row.labels[2], cell_row.labels[3], width_,
                           cells_.data());
-    for (int64_t x = 0; x < out_width(); ++x) shared_[x] = cells_[task_.x.taps.low[x]];
+    run<PickLabels<Label>>(cells_.data(), task_.x.taps.low.data(), out_width(), shared_.data());
     for (int64_t x = 0; task_.outside && x < out_width(); ++x) {
       if (task_.x.beyond[x]) shared_[x] = static_cast<Label>(*task_.outside);
     }
-    mixed_runs_.clear();
-    mixed_cells_.clear();
-    for (const Run<Real>& each : task_.runs.runs) {
-      if (cells_[each.cell] != kMixed<Label>) continue;
-      mixed_runs_.push_back(&each);
-      if (mixed_cells_.empty() || mixed_cells_.back() != each.cell) mixed_cells_.push_back(each.cell);
-    }
-    run<FindContenders<Real, Label>>(cell_row, mixed_cells_.data(), static_cast<int64_t>(mixed_cells_.size()),
-                                     words_.data(), word_stride_);
+    find_mixed();
+    run<FindContenders<Real, Label>>(cell_row, mixed_cells_.data(), mixed_cell_count_, words_.data(), word_stride_);
+    order_runs();
     gather(cell_row);
   }
 
+  void find_mixed() {
+    const Label* const cells = cells_.data();
+    const std::vector<Run<Real>>& runs = task_.runs.runs;
+    int64_t run_count = 0, cell_count = 0;
+    int32_t last = -1;
+    for (int32_t i = 0; i < static_cast<int32_t>(runs.size()); ++i) {
+      const int32_t cell = runs[i].cell;
+      const bool mixed = cells[cell] == kMixed<Label>;
+      found_runs_[run_count] = i;
+      mixed_cells_[cell_count] = cell;
+      run_count += mixed;
+      cell_count += mixed && cell != last;
+      last = mixed ? cell : last;
+    }
+    mixed_run_count_ = run_count;
+    mixed_cell_count_ = cell_count;
+  }
+
+  // Runs with equally many contenders stand side by side, so that few lanes of a block idle.
+  void order_runs() {
+    int32_t places[kMaxCount + 2] = {};
+    for (int64_t i = 0; i < mixed_run_count_; ++i) {
+      const int32_t cell = task_.runs.runs[found_runs_[i]].cell;
+      int32_t count = 0;
+      for (int64_t word = cell; word < static_cast<int64_t>(words_.size()); word += word_stride_) {
+        count += __builtin_popcount(words_[word]);
+      }
+      rank_[i] = kMaxCount - std::min(count, kMaxCount);
+      ++places[rank_[i] + 1];
+    }
+    for (int rank = 0; rank < kMaxCount; ++rank) places[rank + 1] += places[rank];
+    for (int64_t i = 0; i < mixed_run_count_; ++i) mixed_runs_[places[rank_[i]]++] = found_runs_[i];
+  }
+
   void gather(const CellRow<Real, Label>& row) {
-    const int64_t count = static_cast<int64_t>(mixed_runs_.size());
+    const int64_t count = mixed_run_count_;
     blocks_.resize((count + kLanes - 1) / kLanes);
     int64_t used = 0;
     for (int64_t b = 0; b < static_cast<int64_t>(blocks_.size()); ++b) {
@@ -273,7 +303,7 @@ class StraightWriter {
       ContenderBlock<Real>* const contenders = contenders_.data() + used;
       int64_t found[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) {
-        const Run<Real>& each = *mixed_runs_[std::min(b * kLanes + lane, count - 1)];
+        const Run<Real>& each = task_.runs.runs[mixed_runs_[std::min(b * kLanes + lane, count - 1)]];
         for (int voxel = 0; voxel < task_.runs.length; ++voxel) {
           block.x[voxel][lane] = each.x[voxel];
           block.weight_low[voxel][lane] = each.weight_low[voxel];
@@ -336,8 +366,8 @@ class StraightWriter {
   Plane planes_[2];
   std::vector<Label> cells_, shared_;
   std::vector<uint32_t> words_;
-  std::vector<const Run<Real>*> mixed_runs_;
-  std::vector<int32_t> mixed_cells_;
+  int64_t mixed_run_count_ = 0, mixed_cell_count_ = 0;
+  std::vector<int32_t> found_runs_, rank_, mixed_runs_, mixed_cells_;
   std::vector<RunBlock<Real>> blocks_;
   std::vector<ContenderBlock<Real>> contenders_;
 };
