@@ -15,8 +15,8 @@ namespace fastmed {
 
 constexpr int64_t kVoxelsPerTask = 16384;
 constexpr int64_t kBlockPlanes = 4, kBlockRows = 8;  // output rows that share most of their cells
-constexpr int kMaxKept = 8;
-constexpr int64_t kKeptCells = 1024;
+constexpr int kMaxKept = 6;
+constexpr int64_t kKeptCells = 4096;
 
 // Cells of consecutive output voxels under any matrix; cell[x] is negative more than half a voxel outside.
 struct LocateCells {
