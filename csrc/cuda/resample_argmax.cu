@@ -2,19 +2,15 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <type_traits>
-
 #include "checks.h"
 #include "cuda/launch.cuh"
 #include "cuda/lines.cuh"
 #include "dtypes.h"
+#include "math/argmax.h"
 #include "math/sampling.h"
 
 namespace fastmed {
 namespace {
-
-template <class Logit>
-using RealOf = std::conditional_t<std::is_same_v<Logit, double>, double, float>;
 
 // Labels of the model's own grid.
 template <class Logit, class Label>

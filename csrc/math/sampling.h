@@ -111,20 +111,6 @@ FASTMED_HD Real interpolate_corners(const Voxel* volume, int64_t stride_z, int64
   return sum;
 }
 
-// The lowest class of the highest value; a single class stands for sigmoid(value) > 0.5.
-template <class ValueOf>
-FASTMED_HD int64_t argmax_of(int64_t classes, const ValueOf& value_of) {
-  auto best = value_of(0);
-  if (classes == 1) return best > 0 ? 1 : 0;
-  int64_t label = 0;
-  for (int64_t channel = 1; channel < classes; ++channel) {
-    const auto value = value_of(channel);
-    label = value > best ? channel : label;
-    best = value > best ? value : best;
-  }
-  return label;
-}
-
 // floor(position + 0.5), or -1 or length where that lies outside.
 FASTMED_HD int32_t nearest_index(double position, int32_t length) {
   return floor_to_int(clamp_position(position + 0.5, -1.0, length));

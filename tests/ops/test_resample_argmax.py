@@ -1,5 +1,9 @@
 """resample_argmax: what it promises beyond agreement with the reference."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -62,6 +66,8 @@ def assert_differs_only_at_ties(labels, logits, matrix, size):
     """Where labels differ from the reference, the two best values lie within 1e-5, relatively."""
     differs = labels != resample_argmax_reference(logits, matrix, size)
     values = interpolated_logits(logits, matrix, size)[:, differs]
+    if len(values) == 1:  # competes with 0
+        values = torch.cat([torch.zeros_like(values), values])
     best = values.topk(2, 0).values
     chosen = values.gather(0, labels[differs].long()[None])[0]
     assert ((best[0] - chosen) <= 1e-5 * best[0].abs()).all()
@@ -82,6 +88,99 @@ def test_any_matrix_agrees_up_to_ties(linear, origin, shape, size, diagonal, see
     matrix = torch.cat([rows, torch.tensor(origin, dtype=torch.float64)[:, None]], 1)
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     assert_differs_only_at_ties(resample_argmax(logits, matrix, size), logits, matrix, size)
+
+
+@st.composite
+def upsampled_logits(draw):
+    """Logits of one of several kinds, and a straight grid 1 to 4 times as fine, flips included."""
+    shape = draw(st.tuples(st.integers(1, 9), *[st.integers(1, 7)] * 2, st.integers(1, 40)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    kind = draw(st.sampled_from(["smooth", "noisy", "constant", "few values", "far from 0"]))
+    if kind == "smooth":
+        logits = smooth_logits(shape, seed=draw(st.integers(0, 1000)))
+    elif kind == "constant":
+        logits = torch.randn(shape[0], 1, 1, 1, generator=generator).expand(shape).contiguous()
+    elif kind == "few values":
+        logits = torch.randint(-1, 2, shape, generator=generator).float()
+    else:
+        logits = torch.randn(shape, generator=generator) + (100 if kind == "far from 0" else 0)
+    factors = draw(st.tuples(*[st.floats(1, 4)] * 3))
+    size = [max(1, int(length * factor)) for length, factor in zip(shape[1:], factors, strict=True)]
+    matrix = fitted_matrix(shape[1:], size)
+    for axis in range(3):
+        if draw(st.booleans()):
+            matrix[axis, 3] += matrix[axis, axis] * (size[axis] - 1)
+            matrix[axis, axis] *= -1
+    return logits, matrix, size
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=upsampled_logits())
+def test_finer_grids_agree_up_to_ties(case):
+    logits, matrix, size = case
+    assert_differs_only_at_ties(resample_argmax(logits, matrix, size), logits, matrix, size)
+
+
+# logits per class at the two ends of one cell, expected labels of 5 voxels from end to end
+INSIDE_A_CELL = {
+    "a class that wins at no corner": ([[9, 0], [0, 9], [5, 5]], [0, 0, 2, 1, 1]),
+    "a class that ties at a corner": ([[5, 0], [5, 4], [0, 9]], [0, 1, 1, 2, 2]),
+    "a tie all along takes the lowest": ([[0, 9], [5, 5], [5, 5], [9, 0]], [3, 3, 1, 0, 0]),
+    "a class that equals the two at their crossing": ([[8, 0], [0, 8], [4, 4]], [0, 0, 0, 1, 1]),
+    "dominated classes": ([[-9, -9], [4, 0], [1, 1], [0, 4], [-1, 1]], [1, 1, 1, 3, 3]),
+    "all equal": ([[2, 2], [2, 2]], [0, 0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids="zyx")
+@pytest.mark.parametrize("tilt", [0.0, 1.0], ids=["straight", "general"])
+@pytest.mark.parametrize("name", INSIDE_A_CELL)
+def test_inside_a_cell(name, tilt, axis, device):
+    logits, expected = INSIDE_A_CELL[name]
+    size, steps = [1, 1, 1], [1.0, 1.0, 1.0]
+    size[axis], steps[axis] = 5, 0.25
+    matrix = axis_matrix(steps)
+    row, column = (other for other in range(3) if other != axis)
+    matrix[row, column] = tilt  # times index 0: moves nothing
+    grid = torch.tensor(logits, dtype=torch.float32, device=device)[:, None, None].movedim(
+        3, axis + 1
+    )
+    assert resample_argmax(grid, matrix.to(device), size).flatten().tolist() == expected
+
+
+def test_more_contenders_than_a_block_or_a_cache_keeps():
+    logits = torch.randn(300, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for matrix in (fitted_matrix((3, 4, 5), (9, 12, 15)), oblique_matrix((3, 4, 5), (9, 12, 15))):
+        labels = resample_argmax(logits, matrix, (9, 12, 15))
+        assert_differs_only_at_ties(labels, logits, matrix, (9, 12, 15))
+
+
+MEMORY = """
+import sys, torch
+from fastmed.ops import resample_argmax
+from fastmed.testing import {grid}, smooth_logits
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line)
+
+torch.set_num_threads(2)
+shape, size = (96, 96, 96), (192, 192, 192)
+logits, matrix = smooth_logits((6, *shape)), {grid}(shape, size)
+resample_argmax(logits[:, :8, :8, :8], matrix, (16, 16, 16))
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+labels = resample_argmax(logits, matrix, size)
+print((peak() - before) * 1024 - labels.numel())
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc")
+@pytest.mark.parametrize("grid", ["fitted_matrix", "oblique_matrix"])
+def test_memory_beside_the_labels_is_a_byte_per_voxel_and_a_few_rows(grid):
+    script = [sys.executable, "-c", MEMORY.format(grid=grid)]
+    extra = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
+    # A map of the model's grid, 1 MB of rows and contenders per thread, 1 MB for the process.
+    assert extra <= 96**3 + 2 * 2**20 + 2**20
 
 
 def test_shifting_all_classes_alike_changes_nothing():
