@@ -19,24 +19,18 @@ _RESAMPLE = default_resampling.resample_data_or_seg_to_shape
 _CONVERT = export_prediction.convert_predicted_logits_to_segmentation_with_correct_shape
 _EXPORT = export_prediction.export_prediction_from_logits
 _SLAB_VALUES = 1 << 26  # values of one-hot labels held at once
+_TIE_SHIFT = 1e-4  # voxels: midway between two labels the nearest voxel's wins, as in nnU-Net
 
 
 def resample_data_or_seg_to_shape(
-    data,
-    new_shape,
-    current_spacing,
-    new_spacing,
-    is_seg: bool = False,
-    order: int = 1,
-    order_z: int = 0,
-    force_separate_z: bool | None = False,
-    separate_z_anisotropy_threshold: float = ANISO_THRESHOLD,
-) -> np.ndarray:
+    data, new_shape, current_spacing, new_spacing, is_seg=False, order=1, order_z=0,
+    force_separate_z=False, separate_z_anisotropy_threshold=ANISO_THRESHOLD,
+) -> np.ndarray:  # fmt: skip
     """nnU-Net's function of that name, for images of order 0 and 1 and for label maps.
 
     Images lie within 1e-4 of their range of nnU-Net's. Label maps of order 1 are, as there, the
-    argmax of each label's interpolated indicator; on exact ties nnU-Net takes the nearest voxel's
-    label, this the lowest.
+    argmax of each label's interpolated indicator; they differ only where the two best indicators
+    lie within 1e-3 of each other.
 
     Args:
         data: [C, X, Y, Z], array or CPU tensor; label maps hold integers of 16 bits.
@@ -63,21 +57,16 @@ def resample_data_or_seg_to_shape(
         force_separate_z, separate_z_anisotropy_threshold,
     )  # fmt: skip
     if is_seg and order == 1:
-        return pick(torch.stack([_labels(each, matrix, size) for each in volumes])).numpy()
+        return torch.stack([_labels(each, matrix, size) for each in volumes])[pick].numpy()
     mode = "linear" if order == 1 else "nearest"
     out = window_resample(list(volumes), matrix[None], size, mode=mode, dtype=volumes.dtype)
-    return pick(out).numpy()
+    return out[pick].numpy()
 
 
 def convert_predicted_logits_to_segmentation_with_correct_shape(
-    predicted_logits,
-    plans_manager,
-    configuration_manager,
-    label_manager,
-    properties_dict: dict,
-    return_probabilities: bool = False,
-    num_threads_torch: int = default_num_processes,
-):
+    predicted_logits, plans_manager, configuration_manager, label_manager, properties_dict,
+    return_probabilities=False, num_threads_torch=default_num_processes,
+):  # fmt: skip
     """nnU-Net's function of that name in one pass, without a tensor of classes x scan voxels.
 
     Labels differ from nnU-Net's only where the two best logits lie within 1e-5 of each other,
@@ -113,7 +102,7 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
         dtype = np.uint8 if len(label_manager.foreground_labels) < 255 else np.uint16
         whole = np.zeros(properties_dict["shape_before_cropping"], dtype)
         box = properties_dict["bbox_used_for_cropping"]
-        whole = insert_crop_into_image(whole, pick(labels).numpy(), box)
+        whole = insert_crop_into_image(whole, labels[pick].numpy(), box)
         return whole.transpose(plans_manager.transpose_backward)
     finally:
         torch.set_num_threads(threads)
@@ -173,26 +162,18 @@ def _has_kernel(is_seg: bool, order: int, order_z: int) -> bool:
 
 
 def _plan(shape, new_shape, spacing, new_spacing, order_z: int, separate, threshold: float):
-    """Matrix and size for the kernel, and what picks the nearest slices of its output after it."""
-    size = [int(length) for length in new_shape]
-    pick = _all
+    """Matrix and size for the kernel, and the index that picks the nearest slices of its output."""
+    size, pick = [int(length) for length in new_shape], (...,)
     apart, axis = default_resampling.determine_do_sep_z_and_axis(
         separate, spacing, new_spacing, threshold
     )
     if apart and order_z == 0 and shape[axis] != size[axis]:
         places = shape[axis] / size[axis] * (np.arange(size[axis]) + 0.5) - 0.5
         rows = torch.from_numpy(np.floor(places + 0.5).astype(int).clip(0, shape[axis] - 1))
+        pick = (..., rows, *[slice(None)] * (2 - int(axis)))
         size[axis] = shape[axis]
-
-        def pick(out: Tensor) -> Tensor:
-            return out.index_select(int(axis) - 3, rows)
-
     steps = torch.tensor(shape, dtype=torch.float64) / torch.tensor(size)
     return torch.cat([torch.diag(steps), (steps[:, None] - 1) / 2], 1), size, pick
-
-
-def _all(out: Tensor) -> Tensor:
-    return out
 
 
 def _labels(labels: Tensor, matrix: Tensor, size: list[int]) -> Tensor:
@@ -201,6 +182,8 @@ def _labels(labels: Tensor, matrix: Tensor, size: list[int]) -> Tensor:
     low, high = int(whole.min()), int(whole.max())
     ranks = (whole - low)[None]
     present = overlap_counts(ranks, ranks, high - low + 1)[0, :, 1].nonzero()[:, 0] + low
+    if len(present) == 1:
+        return torch.full(size, low, dtype=labels.dtype)
     present = present.to(torch.int16)
     step, origin = float(matrix[0, 0]), float(matrix[0, 3])
     thickness = max(1, int(_SLAB_VALUES / (len(present) * whole[0].numel() * step)))
@@ -212,6 +195,7 @@ def _labels(labels: Tensor, matrix: Tensor, size: list[int]) -> Tensor:
         indicators = (whole[start:stop] == present[:, None, None, None]).to(torch.float16)
         slab = matrix.clone()
         slab[0, 3] += step * first - start
+        slab[:, 3] += _TIE_SHIFT
         winners = resample_argmax(indicators, slab, [last - first, *size[1:]])
         out[first:last] = torch.from_numpy(present.numpy()[winners.numpy()])
     return out
