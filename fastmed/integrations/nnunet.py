@@ -70,8 +70,9 @@ def convert_predicted_logits_to_segmentation_with_correct_shape(
     """nnU-Net's function of that name in one pass, without a tensor of classes x scan voxels.
 
     Labels differ from nnU-Net's only where the two best logits lie within 1e-5 of each other,
-    relatively. Regions are handled. Probabilities, and plans that resample logits otherwise than
-    nnU-Net does by default, go to nnU-Net's own function.
+    relatively (or, where they are float16, to which nnU-Net rounds again, within its precision).
+    Regions are handled. Probabilities, and plans that resample logits otherwise than nnU-Net does
+    by default, go to nnU-Net's own function.
     """
     plan = configuration_manager.configuration
     how = {"order": 3, "order_z": 0, "force_separate_z": False}
@@ -130,10 +131,11 @@ def fastmed_resampling():
 
 
 @wraps(_RESAMPLE)
-def _resample_or_leave(data, new_shape, current_spacing, new_spacing, is_seg=False, **how):
-    ours = _has_kernel(is_seg, how.get("order", 3), how.get("order_z", 0))
-    resample = resample_data_or_seg_to_shape if ours else _RESAMPLE
-    return resample(data, new_shape, current_spacing, new_spacing, is_seg, **how)
+def _resample_or_leave(
+    data, new_shape, spacing, new_spacing, is_seg=False, order=3, order_z=0, *rest, **named
+):
+    resample = resample_data_or_seg_to_shape if _has_kernel(is_seg, order, order_z) else _RESAMPLE
+    return resample(data, new_shape, spacing, new_spacing, is_seg, order, order_z, *rest, **named)
 
 
 _THEIRS = (_RESAMPLE, _CONVERT, _EXPORT)
