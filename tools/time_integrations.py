@@ -65,7 +65,8 @@ def monai_steps(voxels, labels, affine, spacing):
         theirs = Compose([Spacingd(keys, spacing, mode=mode), scaled])
         ours = ResampleWindowd(keys, spacing, low, high, mode=mode)
         name = "Spacingd + ScaleIntensityRanged, " + " and ".join(keys)
-        yield f"MONAI: {name}", lambda t=theirs: t(data), lambda t=ours: t(data)
+        used = {key: data[key] for key in keys}
+        yield f"MONAI: {name}", lambda t=theirs, d=used: t(d), lambda t=ours, d=used: t(d)
     target = data["label"].as_tensor()[None]
     prediction = target.roll(1, -1)
 
