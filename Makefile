@@ -26,10 +26,17 @@ $(VENV)/bench-ready: $(READY)
 	$(PIP) install -c constraints.txt monai
 	touch $@
 
+# MONAI and what nnU-Net v2's resampling and export import; its full set wants torchvision.
+$(VENV)/integrations-ready: $(READY)
+	$(PIP) install -c constraints.txt --no-deps monai nnunetv2 acvl_utils batchgenerators \
+	  batchgeneratorsv2 dynamic_network_architectures blosc2 numexpr ndindex msgpack httpx idna \
+	  lazy_loader pandas python-dateutil scikit-image tifffile threadpoolctl tqdm
+	touch $@
+
 demo: $(READY)
 	$(PYTHON) tools/demo.py $(if $(SCANS),--scans $(SCANS))
 
-test: $(READY)
+test: $(VENV)/integrations-ready
 	$(PYTHON) -m pytest
 
 lint: $(READY)

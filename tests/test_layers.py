@@ -15,7 +15,7 @@ PACKAGE = PROJECT / "fastmed"
 LAYERS = {
     0: ["errors", "_C", "_C_cuda"],
     1: ["ops", "geometry", "spec"],
-    2: ["volume", "findings", "boxes", "losses", "metrics"],
+    2: ["volume", "findings", "boxes", "losses", "metrics", "integrations"],
     3: ["readers", "writers", "preprocessing", "models", "tasks", "phantom"],
     4: ["bundle", "exporter", "phantom_scans"],
     5: ["inference"],
@@ -93,7 +93,7 @@ def test_native_code_includes_only_what_lies_below(path):
 
 HEAVY = (
     "pydicom", "nibabel", "SimpleITK", "scipy", "onnx", "onnxruntime", "openvino", "rich",
-    "jinja2", "PIL", "matplotlib", "safetensors", "monai",
+    "jinja2", "PIL", "matplotlib", "safetensors", "monai", "nnunetv2",
 )  # fmt: skip
 
 
