@@ -119,7 +119,7 @@ class ObliqueWriter {
   ObliqueWriter(const Logit* logits, int64_t classes, const Grid& grid, const Label* cells, const Matrix& matrix,
                 int64_t width, const std::optional<int64_t>& outside)
       : logits_(logits), classes_(classes), grid_(grid), cells_(cells), matrix_(matrix), width_(width),
-        outside_(outside), values_(8 * classes), kept_(kKeptCells) {}
+        outside_(outside), values_(8 * classes), kept_(std::min(kKeptCells, grid.voxels())) {}
 
   void write(int64_t z, int64_t y, Label* out) {
     for (int64_t first = 0; first < width_; first += kBlock) {
@@ -147,7 +147,7 @@ class ObliqueWriter {
       const double start = row_start(matrix_, axis, static_cast<double>(z), static_cast<double>(y));
       taps[axis] = edge_tap<Real>(start + matrix_.rows[axis][2] * static_cast<double>(x), lengths[axis]);
     }
-    Contenders<Real>& kept = kept_[cell % kKeptCells];
+    Contenders<Real>& kept = kept_[cell % static_cast<int64_t>(kept_.size())];
     if (kept.cell != cell && classes_ > 1) learn(cell, taps, kept);
     if (classes_ == 1 || kept.count > kMaxKept) {
       const auto interpolated = [&](int64_t channel) {
