@@ -7,7 +7,6 @@
 #endif
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 #include <mutex>
@@ -25,7 +24,7 @@ namespace {
 constexpr int64_t kVoxelsPerTask = 1 << 17;
 constexpr int64_t kBlock = 1 << 14;  // voxels whose changes are found at once
 constexpr int64_t kWord = 64;        // voxels per word of changes
-constexpr int kNoisy = 20;           // changes in a word above which its voxels are counted one by one
+constexpr int kNoisy = 14;           // changes in a word above which its voxels are counted one by one
 constexpr int64_t kByteValues = 256;
 constexpr int64_t kMaxByteClasses = 254;  // byte labels have room for two more values
 constexpr int64_t kMaxBinVoxels = int64_t{1} << 31;  // what a 32-bit bin surely holds
@@ -94,34 +93,46 @@ FindChanges find_changes_for_this_machine() {
   return find_changes_portable;
 }
 
-// Adds up to kBlock pairs of byte labels to counter: runs by add, noisy stretches by add_each.
+// Runs go to counter's add, noisy stretches to its add_each.
 template <class Counter>
-void count_pairs(const uint8_t* prediction, const uint8_t* target, int64_t length, Counter& counter) {
+struct CountRuns {
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, int64_t length,
+                             const uint64_t* __restrict changes, int64_t words, Counter counter) {
+    int64_t start = 0;  // of the run under way
+    for (int64_t word = 0; word < words; ++word) {
+      uint64_t bits = changes[word];
+      if (bits == 0) continue;
+      const int64_t first = 1 + word * kWord;
+      if (std::popcount(bits) > kNoisy) {
+        counter.add(prediction[start], target[start], first - start);
+        counter.add_each(prediction + first, target + first);
+        start = first + kWord;
+        if (start == length) return;
+        continue;
+      }
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t end = first + std::countr_zero(bits);
+        counter.add(prediction[start], target[start], end - start);
+        start = end;
+      }
+    }
+    for (int64_t end = 1 + words * kWord; end < length; ++end) {
+      if (prediction[end] == prediction[end - 1] && target[end] == target[end - 1]) continue;
+      counter.add(prediction[start], target[start], end - start);
+      start = end;
+    }
+    counter.add(prediction[start], target[start], length - start);
+  }
+};
+
+// Adds up to kBlock pairs of byte labels to counter.
+template <class Counter>
+void count_pairs(const uint8_t* prediction, const uint8_t* target, int64_t length, Counter counter) {
   static const FindChanges find_changes = find_changes_for_this_machine();
   uint64_t changes[kBlock / kWord];
   const int64_t words = (length - 1) / kWord;
   find_changes(prediction + 1, target + 1, words, changes);
-  int64_t start = 0;  // of the run under way
-  const auto end_run = [&](int64_t end) {
-    if (end > start) counter.add(prediction[start], target[start], end - start);
-    start = end;
-  };
-  for (int64_t word = 0; word < words; ++word) {
-    uint64_t bits = changes[word];
-    if (bits == 0) continue;
-    const int64_t first = 1 + word * kWord;
-    if (std::popcount(bits) > kNoisy) {
-      end_run(first);
-      counter.add_each(prediction + first, target + first);
-      start = first + kWord;
-      continue;
-    }
-    for (; bits != 0; bits &= bits - 1) end_run(first + std::countr_zero(bits));
-  }
-  for (int64_t i = 1 + words * kWord; i < length; ++i) {
-    if (prediction[i] != prediction[i - 1] || target[i] != target[i - 1]) end_run(i);
-  }
-  end_run(length);
+  run<CountRuns<Counter>>(prediction, target, length, static_cast<const uint64_t*>(changes), words, counter);
 }
 
 // Counts into the table of one item straight away.
@@ -130,42 +141,53 @@ struct DirectCounter {
   Ignore ignore;
   int64_t* counts;
 
-  void add(int64_t prediction, int64_t target, int64_t voxels) {
+  FASTMED_HD void add(int64_t prediction, int64_t target, int64_t voxels) const {
     count_pair(prediction, target, num_classes, ignore.present, ignore.label,
                [&](int64_t label, int column) { counts[label * kOverlapColumns + column] += voxels; });
   }
 
-  void add_each(const uint8_t* prediction, const uint8_t* target) {
+  FASTMED_HD void add_each(const uint8_t* prediction, const uint8_t* target) const {
     for (int64_t i = 0; i < kWord; ++i) add(prediction[i], target[i], 1);
   }
 };
 
 // A histogram of pairs: a row per predicted class and one for other labels; a column per target class, one for other
 // labels, one for the ignored. Neighbours count into two bins in turn, so that no addition waits for the one before.
-class HistogramCounter {
+struct HistogramCounter {
+  uint32_t* bins;  // [side, side, 2]
+  uint32_t side, ignored;
+
+  FASTMED_HD uint32_t pair_of(uint8_t prediction, uint8_t target) const {
+    const uint32_t other = side - 2;
+    const uint32_t row = prediction < other ? prediction : other, column = target < other ? target : other;
+    return row * side + (target == ignored ? side - 1 : column);
+  }
+
+  FASTMED_HD void add(uint8_t prediction, uint8_t target, int64_t voxels) const {
+    bins[2 * pair_of(prediction, target)] += static_cast<uint32_t>(voxels);
+  }
+
+  FASTMED_HD void add_each(const uint8_t* __restrict prediction, const uint8_t* __restrict target) const {
+    alignas(64) uint32_t pairs[kWord];
+    for (int64_t i = 0; i < kWord; ++i) pairs[i] = pair_of(prediction[i], target[i]);
+    for (int64_t i = 0; i < kWord; i += 2) {
+      ++bins[2 * pairs[i]];
+      ++bins[2 * pairs[i + 1] + 1];
+    }
+  }
+};
+
+class Histogram {
  public:
   static int64_t side(int64_t num_classes) { return std::min(num_classes, kByteValues) + 2; }
 
-  HistogramCounter(int64_t num_classes, Ignore ignore)
+  Histogram(int64_t num_classes, Ignore ignore)
       : num_classes_(num_classes), side_(side(num_classes)), bins_(2 * side_ * side_) {
-    const int64_t other = side_ - 2, ignored = side_ - 1;
-    for (int64_t byte = 0; byte < kByteValues; ++byte) {
-      const int64_t label = std::min(byte, other);
-      row_[byte] = static_cast<uint32_t>(2 * side_ * label);
-      column_[byte] = static_cast<uint32_t>(2 * (ignore.present && byte == ignore.label ? ignored : label));
-    }
+    const bool is_byte = ignore.present && ignore.label >= 0 && ignore.label < kByteValues;
+    ignored_ = is_byte ? static_cast<uint32_t>(ignore.label) : kByteValues;
   }
 
-  void add(uint8_t prediction, uint8_t target, int64_t voxels) {
-    bins_[row_[prediction] + column_[target]] += static_cast<uint32_t>(voxels);
-  }
-
-  void add_each(const uint8_t* prediction, const uint8_t* target) {
-    for (int64_t i = 0; i < kWord; i += 2) {
-      ++bins_[row_[prediction[i]] + column_[target[i]]];
-      ++bins_[row_[prediction[i + 1]] + column_[target[i + 1]] + 1];
-    }
-  }
+  HistogramCounter counter() { return {bins_.data(), static_cast<uint32_t>(side_), ignored_}; }
 
   // Moves the histogram into counts [num_classes, kOverlapColumns].
   void move_to(int64_t* counts) {
@@ -183,8 +205,8 @@ class HistogramCounter {
 
  private:
   int64_t num_classes_, side_;
+  uint32_t ignored_;
   std::vector<uint32_t> bins_;
-  std::array<uint32_t, kByteValues> row_, column_;
 };
 
 // Labels as bytes: num_classes for all that are no class, num_classes + 1 for the ignored.
@@ -240,7 +262,7 @@ class ByteBlocks {
 
 // Adds the pairs [begin, end) of byte-sized labels to counter.
 template <class Counter>
-void count_bytes(ByteBlocks& prediction, ByteBlocks& target, int64_t begin, int64_t end, Counter& counter) {
+void count_bytes(ByteBlocks& prediction, ByteBlocks& target, int64_t begin, int64_t end, Counter counter) {
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t count = std::min(kBlock, end - first);
     count_pairs(prediction.read(first, count), target.read(first, count), count, counter);
@@ -259,7 +281,7 @@ void widen_labels(const Tensor& labels, const char* name, int64_t first, int64_t
 }
 
 // Adds the pairs [begin, end) of labels of any size.
-void count_wide(const Tensor& prediction, const Tensor& target, int64_t begin, int64_t end, DirectCounter& counter) {
+void count_wide(const Tensor& prediction, const Tensor& target, int64_t begin, int64_t end, DirectCounter counter) {
   std::vector<int64_t> predictions(kBlock), targets(kBlock);
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t count = std::min(kBlock, end - first);
@@ -284,13 +306,13 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
   int64_t* const all_counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   const int64_t voxels = prediction.numel() / items, item_counts = num_classes * kOverlapColumns;
   const bool bytes = (is_byte(prediction) && is_byte(target)) || num_classes <= kMaxByteClasses;
-  const int64_t side = HistogramCounter::side(num_classes);
+  const int64_t side = Histogram::side(num_classes);
   std::mutex adding;
 
   torch::stable::parallel_for(0, items * voxels, kVoxelsPerTask, [&](int64_t begin, int64_t end) {
     ByteBlocks prediction_bytes(prediction, "prediction", num_classes, {false, 0});
     ByteBlocks target_bytes(target, "target", num_classes, ignore);
-    std::optional<HistogramCounter> histogram;
+    std::optional<Histogram> histogram;
     std::vector<int64_t> own(item_counts);
     while (begin < end) {
       const int64_t item = begin / voxels;
@@ -304,7 +326,7 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
         count_bytes(prediction_bytes, target_bytes, begin, stop, counter);
       } else {
         if (!histogram) histogram.emplace(num_classes, target_bytes.ignore());
-        count_bytes(prediction_bytes, target_bytes, begin, stop, *histogram);
+        count_bytes(prediction_bytes, target_bytes, begin, stop, histogram->counter());
         histogram->move_to(own.data());
       }
       begin = stop;
