@@ -84,6 +84,4 @@ def _backward(ctx, grad_intersection, grad_prediction, _):
     return gradient, None, None
 
 
-torch.library.register_autograd(
-    "fastmed::softmax_overlap", _backward, setup_context=_keep_inputs
-)
+torch.library.register_autograd("fastmed::softmax_overlap", _backward, setup_context=_keep_inputs)
