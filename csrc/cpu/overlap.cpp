@@ -22,9 +22,10 @@ namespace fastmed {
 namespace {
 
 constexpr int64_t kVoxelsPerTask = 1 << 17;
-constexpr int64_t kBlock = 1 << 14;  // voxels whose changes are found at once
+constexpr int64_t kBlock = 1 << 13;  // voxels whose changes are found at once; both maps stay in the nearest cache
 constexpr int64_t kWord = 64;        // voxels per word of changes
 constexpr int kNoisy = 14;           // changes in a word above which its voxels are counted one by one
+constexpr int64_t kChangesPerClass = 100;  // in a block, above which counting class by class is less work than by runs
 constexpr int64_t kByteValues = 256;
 constexpr int64_t kMaxByteClasses = 254;  // byte labels have room for two more values
 constexpr int64_t kMaxBinVoxels = int64_t{1} << 31;  // what a 32-bit bin surely holds
@@ -125,15 +126,43 @@ struct CountRuns {
   }
 };
 
-// Adds up to kBlock pairs of byte labels to counter.
-template <class Counter>
-void count_pairs(const uint8_t* prediction, const uint8_t* target, int64_t length, Counter counter) {
-  static const FindChanges find_changes = find_changes_for_this_machine();
-  uint64_t changes[kBlock / kWord];
-  const int64_t words = (length - 1) / kWord;
-  find_changes(prediction + 1, target + 1, words, changes);
-  run<CountRuns<Counter>>(prediction, target, length, static_cast<const uint64_t*>(changes), words, counter);
-}
+struct CountChanges {
+  FASTMED_HD static void run(const uint64_t* __restrict changes, int64_t words, int64_t* total) {
+    int64_t sum = 0;
+    for (int64_t word = 0; word < words; ++word) sum += std::popcount(changes[word]);
+    *total = sum;
+  }
+};
+
+// One pass over the voxels per class, in steps of kLanes bytes; length is a multiple of kLanes, and at most 255 steps.
+struct CountClasses {
+  static constexpr int64_t kLanes = 64;
+
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, int64_t length,
+                             int64_t num_classes, bool has_ignore, uint8_t ignored, int64_t* __restrict counts) {
+    for (int64_t label = 0; label < num_classes; ++label) {
+      const auto byte = static_cast<uint8_t>(label);
+      alignas(64) uint8_t both[kLanes] = {}, predicted[kLanes] = {}, true_ones[kLanes] = {};
+      for (int64_t first = 0; first < length; first += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const uint8_t counted = (target[first + lane] != ignored) | !has_ignore;
+          const uint8_t in_prediction = (prediction[first + lane] == byte) & counted;
+          const uint8_t in_target = (target[first + lane] == byte) & counted;
+          both[lane] += in_prediction & in_target;
+          predicted[lane] += in_prediction;
+          true_ones[lane] += in_target;
+        }
+      }
+      int32_t sums[kOverlapColumns] = {};
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        sums[kIntersection] += both[lane];
+        sums[kPrediction] += predicted[lane];
+        sums[kTarget] += true_ones[lane];
+      }
+      for (int column = 0; column < kOverlapColumns; ++column) counts[label * kOverlapColumns + column] += sums[column];
+    }
+  }
+};
 
 // Counts into the table of one item straight away.
 struct DirectCounter {
@@ -148,6 +177,11 @@ struct DirectCounter {
 
   FASTMED_HD void add_each(const uint8_t* prediction, const uint8_t* target) const {
     for (int64_t i = 0; i < kWord; ++i) add(prediction[i], target[i], 1);
+  }
+
+  void add_block(const uint8_t* prediction, const uint8_t* target) const {
+    const bool is_byte = ignore.present && ignore.label >= 0 && ignore.label < kByteValues;
+    run<CountClasses>(prediction, target, kBlock, num_classes, is_byte, static_cast<uint8_t>(ignore.label), counts);
   }
 };
 
@@ -209,6 +243,23 @@ class Histogram {
   std::vector<uint32_t> bins_;
 };
 
+// Adds up to kBlock pairs of byte labels to counter, or class by class to direct where that is less work.
+template <class Counter>
+void count_pairs(const uint8_t* prediction, const uint8_t* target, int64_t length, Counter counter,
+                 const DirectCounter& direct) {
+  static const FindChanges find_changes = find_changes_for_this_machine();
+  uint64_t changes[kBlock / kWord];
+  const int64_t words = (length - 1) / kWord;
+  find_changes(prediction + 1, target + 1, words, changes);
+  int64_t total = 0;
+  run<CountChanges>(static_cast<const uint64_t*>(changes), words, &total);
+  if (length == kBlock && total > kChangesPerClass * direct.num_classes) {
+    direct.add_block(prediction, target);
+  } else {
+    run<CountRuns<Counter>>(prediction, target, length, static_cast<const uint64_t*>(changes), words, counter);
+  }
+}
+
 // Labels as bytes: num_classes for all that are no class, num_classes + 1 for the ignored.
 template <class Label>
 struct Narrow {
@@ -262,10 +313,11 @@ class ByteBlocks {
 
 // Adds the pairs [begin, end) of byte-sized labels to counter.
 template <class Counter>
-void count_bytes(ByteBlocks& prediction, ByteBlocks& target, int64_t begin, int64_t end, Counter counter) {
+void count_bytes(ByteBlocks& prediction, ByteBlocks& target, int64_t begin, int64_t end, Counter counter,
+                 const DirectCounter& direct) {
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t count = std::min(kBlock, end - first);
-    count_pairs(prediction.read(first, count), target.read(first, count), count, counter);
+    count_pairs(prediction.read(first, count), target.read(first, count), count, counter, direct);
   }
 }
 
@@ -319,15 +371,16 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
       const int64_t stop = std::min({end, (item + 1) * voxels, begin + kMaxBinVoxels});
       std::fill(own.begin(), own.end(), 0);
       if (!bytes) {
-        DirectCounter counter{num_classes, ignore, own.data()};
-        count_wide(prediction, target, begin, stop, counter);
-      } else if (stop - begin < side * side) {
-        DirectCounter counter{num_classes, target_bytes.ignore(), own.data()};
-        count_bytes(prediction_bytes, target_bytes, begin, stop, counter);
+        count_wide(prediction, target, begin, stop, {num_classes, ignore, own.data()});
       } else {
-        if (!histogram) histogram.emplace(num_classes, target_bytes.ignore());
-        count_bytes(prediction_bytes, target_bytes, begin, stop, histogram->counter());
-        histogram->move_to(own.data());
+        const DirectCounter direct{num_classes, target_bytes.ignore(), own.data()};
+        if (stop - begin < side * side) {
+          count_bytes(prediction_bytes, target_bytes, begin, stop, direct, direct);
+        } else {
+          if (!histogram) histogram.emplace(num_classes, target_bytes.ignore());
+          count_bytes(prediction_bytes, target_bytes, begin, stop, histogram->counter(), direct);
+          histogram->move_to(own.data());
+        }
       }
       begin = stop;
       const std::lock_guard<std::mutex> lock(adding);

@@ -272,7 +272,8 @@ void sum_chunks(const Request& request, std::vector<double>& sums) {
       for (; first < stop; first += softmax.block()) {
         const int64_t count = std::min(softmax.block(), stop - first);
         const auto rows = softmax.compute(item, first, count);
-        run<SumClasses<RealOf<Logit>>>(rows, whole_lanes(count), softmax.scale(), softmax.target(), sums.data() + chunk * row);
+        run<SumClasses<RealOf<Logit>>>(rows, whole_lanes(count), softmax.scale(), softmax.target(),
+                                       sums.data() + chunk * row);
       }
     });
   });

@@ -204,8 +204,8 @@ void launch_sums(const SoftmaxTask<Logit>& task, const Tensor& logits, Columns<R
   launch(sum_kernel<Logit>, grid, dim3(kThreads), tile * kOverlapColumns * kThreads * sizeof(Real), stream, task, tile,
          partial_sums);
   const dim3 sum_blocks(static_cast<unsigned>(std::min(kMaxGridX, ceil_div(sums, kWarps))));
-  launch(reduce_kernel<Real>, sum_blocks, dim3(kThreads), 0, stream, static_cast<const double*>(partial_sums), blocks, sums,
-         columns);
+  launch(reduce_kernel<Real>, sum_blocks, dim3(kThreads), 0, stream, static_cast<const double*>(partial_sums), blocks,
+         sums, columns);
 }
 
 std::tuple<Tensor, Tensor, Tensor> softmax_overlap(Tensor logits, Tensor target, std::optional<int64_t> ignore_index) {
@@ -238,10 +238,12 @@ Tensor softmax_overlap_backward(Tensor grad_intersection, Tensor grad_prediction
     using Real = RealOf<Logit>;
     if (logits.numel() == 0) return;
     const SoftmaxTask<Logit> task = task_of<Logit>(logits, target, ignore_index);
-    const dim3 grid(static_cast<unsigned>(std::min(kMaxGridX, ceil_div(task.voxels, kThreads))), items_in_grid(task.items));
+    const dim3 grid(static_cast<unsigned>(std::min(kMaxGridX, ceil_div(task.voxels, kThreads))),
+                    items_in_grid(task.items));
     launch(gradient_kernel<Logit>, grid, dim3(kThreads), 0, current_stream(logits), task,
            static_cast<const Real*>(grad_intersection.const_data_ptr()),
-           static_cast<const Real*>(grad_prediction.const_data_ptr()), static_cast<Logit*>(gradient.mutable_data_ptr()));
+           static_cast<const Real*>(grad_prediction.const_data_ptr()),
+           static_cast<Logit*>(gradient.mutable_data_ptr()));
   });
   return gradient;
 }

@@ -1,4 +1,4 @@
-"""Overlap of softmax probabilities with a label map: the sums of a soft Dice loss, differentiable."""
+"""Overlap of softmax with a label map: the sums of a soft Dice loss, differentiable."""
 
 import torch
 from torch import Tensor
@@ -20,15 +20,15 @@ def softmax_overlap(
     voxels. Neither p nor a one-hot target is ever stored: the backward pass computes p anew.
 
     Args:
-        logits: [B, C, *spatial]; float16, bfloat16, float32 or float64. As in torch.softmax, a voxel
-            with a NaN or +inf logit makes NaN.
+        logits: [B, C, *spatial]; float16, bfloat16, float32 or float64. As with torch.softmax, a
+            voxel with a NaN or +inf logit gives NaN.
         target: label map [B, *spatial]; bool, uint8, int8, int16, uint16, int32 or int64. Labels
             outside 0..C-1 (at C == 1 other than 1) count for no class.
         ignore_index: target label whose voxels count nowhere and get no gradient.
 
     Returns:
-        intersection, prediction, target: [B, C] each, float32 (float64 for float64 logits), the same
-        in every run. The first two have a gradient to the logits, in the logits' dtype.
+        intersection, prediction, target: [B, C] each, float32 (float64 for float64 logits), the
+        same in every run. The first two have a gradient to the logits, in the logits' dtype.
 
     Raises:
         ValueError: the argument named has a wrong shape or value.
