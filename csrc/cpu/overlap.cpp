@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kVoxelsPerTask = 1 << 17;
 constexpr int64_t kBlock = 1 << 13;  // voxels whose changes are found at once; both maps stay in the nearest cache
 constexpr int64_t kWord = 64;        // voxels per word of changes
-constexpr int kNoisy = 14;           // changes in a word above which its voxels are counted one by one
+constexpr int64_t kNoisy = kBlock / 4;  // changes in a block above which its voxels are counted one by one
 constexpr int64_t kChangesPerClass = 100;  // in a block, above which counting class by class is less work than by runs
 constexpr int64_t kByteValues = 256;
 constexpr int64_t kMaxByteClasses = 254;  // byte labels have room for two more values
@@ -94,31 +94,40 @@ FindChanges find_changes_for_this_machine() {
   return find_changes_portable;
 }
 
-// Runs go to counter's add, noisy stretches to its add_each.
+struct CountChanges {
+  FASTMED_HD static void run(const uint64_t* __restrict changes, int64_t words, int64_t* total) {
+    int64_t sum = 0;
+    for (int64_t word = 0; word < words; ++word) sum += std::popcount(changes[word]);
+    *total = sum;
+  }
+};
+
+// Positions of the set bits. Four at a time are written whether set or not, for a branch per bit would be mispredicted.
+struct ListChanges {
+  FASTMED_HD static void run(const uint64_t* __restrict changes, int64_t words, uint16_t* __restrict positions) {
+    int64_t listed = 0;
+    for (int64_t word = 0; word < words; ++word) {
+      uint64_t bits = changes[word];
+      const int64_t first = 1 + word * kWord, count = std::popcount(bits);
+      for (int64_t done = 0; done < count; done += 4) {
+        for (int64_t i = 0; i < 4; ++i) {
+          positions[listed + done + i] = static_cast<uint16_t>(first + std::countr_zero(bits));
+          bits &= bits - 1;
+        }
+      }
+      listed += count;
+    }
+  }
+};
+
+// A run of equal pairs ends at every position.
 template <class Counter>
 struct CountRuns {
   FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, int64_t length,
-                             const uint64_t* __restrict changes, int64_t words, Counter counter) {
-    int64_t start = 0;  // of the run under way
-    for (int64_t word = 0; word < words; ++word) {
-      uint64_t bits = changes[word];
-      if (bits == 0) continue;
-      const int64_t first = 1 + word * kWord;
-      if (std::popcount(bits) > kNoisy) {
-        counter.add(prediction[start], target[start], first - start);
-        counter.add_each(prediction + first, target + first);
-        start = first + kWord;
-        if (start == length) return;
-        continue;
-      }
-      for (; bits != 0; bits &= bits - 1) {
-        const int64_t end = first + std::countr_zero(bits);
-        counter.add(prediction[start], target[start], end - start);
-        start = end;
-      }
-    }
-    for (int64_t end = 1 + words * kWord; end < length; ++end) {
-      if (prediction[end] == prediction[end - 1] && target[end] == target[end - 1]) continue;
+                             const uint16_t* __restrict positions, int64_t count, Counter counter) {
+    int64_t start = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t end = positions[i];
       counter.add(prediction[start], target[start], end - start);
       start = end;
     }
@@ -126,11 +135,11 @@ struct CountRuns {
   }
 };
 
-struct CountChanges {
-  FASTMED_HD static void run(const uint64_t* __restrict changes, int64_t words, int64_t* total) {
-    int64_t sum = 0;
-    for (int64_t word = 0; word < words; ++word) sum += std::popcount(changes[word]);
-    *total = sum;
+// kBlock pairs, one by one.
+template <class Counter>
+struct CountEach {
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, Counter counter) {
+    for (int64_t first = 0; first < kBlock; first += kWord) counter.add_each(prediction + first, target + first);
   }
 };
 
@@ -249,14 +258,21 @@ void count_pairs(const uint8_t* prediction, const uint8_t* target, int64_t lengt
                  const DirectCounter& direct) {
   static const FindChanges find_changes = find_changes_for_this_machine();
   uint64_t changes[kBlock / kWord];
+  uint16_t positions[kBlock + kWord];
   const int64_t words = (length - 1) / kWord;
   find_changes(prediction + 1, target + 1, words, changes);
-  int64_t total = 0;
-  run<CountChanges>(static_cast<const uint64_t*>(changes), words, &total);
-  if (length == kBlock && total > kChangesPerClass * direct.num_classes) {
+  int64_t count = 0;
+  run<CountChanges>(static_cast<const uint64_t*>(changes), words, &count);
+  if (length == kBlock && count > kChangesPerClass * direct.num_classes) {
     direct.add_block(prediction, target);
+  } else if (length == kBlock && count > kNoisy) {
+    run<CountEach<Counter>>(prediction, target, counter);
   } else {
-    run<CountRuns<Counter>>(prediction, target, length, static_cast<const uint64_t*>(changes), words, counter);
+    run<ListChanges>(static_cast<const uint64_t*>(changes), words, positions);
+    for (int64_t i = 1 + words * kWord; i < length; ++i) {
+      if (prediction[i] != prediction[i - 1] || target[i] != target[i - 1]) positions[count++] = static_cast<uint16_t>(i);
+    }
+    run<CountRuns<Counter>>(prediction, target, length, static_cast<const uint16_t*>(positions), count, counter);
   }
 }
 
