@@ -116,6 +116,35 @@ inline void check_overlap_counts(const Tensor& prediction, const Tensor& target,
   STD_TORCH_CHECK(num_classes > 0, "num_classes: expected at least 1, got ", num_classes);
 }
 
+// The arithmetic and the sums of softmax_overlap.
+inline ScalarType sums_dtype(ScalarType logits) {
+  return logits == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Logits [B, C, voxels], target [B, voxels].
+inline void check_softmax_overlap(const Tensor& logits, const Tensor& target) {
+  check_dim(logits, 3, "logits");
+  STD_TORCH_CHECK(logits.is_contiguous(), "logits: expected a contiguous tensor");
+  STD_TORCH_CHECK(logits.size(1) > 0 && logits.size(1) < std::numeric_limits<int32_t>::max(),
+                  "logits: expected 1 to 2**31 - 2 classes, got ", logits.size(1));
+  check_dim(target, 2, "target");
+  check_device(target, logits, "target");
+  STD_TORCH_CHECK(target.is_contiguous(), "target: expected a contiguous tensor");
+  STD_TORCH_CHECK(target.size(0) == logits.size(0) && target.size(1) == logits.size(2),
+                  "target: shape differs from the logits'");
+}
+
+// One gradient per item and class, in the arithmetic of the logits.
+inline void check_softmax_overlap_gradient(const Tensor& gradient, const Tensor& logits, const char* name) {
+  check_dim(gradient, 2, name);
+  check_device(gradient, logits, name);
+  STD_TORCH_CHECK(gradient.is_contiguous(), name, ": expected a contiguous tensor");
+  STD_TORCH_CHECK(gradient.size(0) == logits.size(0) && gradient.size(1) == logits.size(1), name,
+                  ": expected [items, classes] of the logits");
+  STD_TORCH_CHECK(gradient.scalar_type() == sums_dtype(logits.scalar_type()), name,
+                  ": expected float64 for float64 logits, else float32");
+}
+
 // Labels up to 254 fit a byte with one value to spare.
 inline ScalarType label_dtype(int64_t num_classes) {
   return num_classes > 255 ? ScalarType::Short : ScalarType::Byte;

@@ -10,4 +10,10 @@ STABLE_TORCH_LIBRARY(fastmed, m) {
       "Tensor? window, bool fill, bool nearest, ScalarType dtype) -> Tensor");
   m.def("resample_argmax(Tensor logits, Tensor matrix, SymInt[] size, int? outside) -> Tensor");
   m.def("overlap_counts(Tensor prediction, Tensor target, int num_classes, int? ignore_index) -> Tensor");
+  m.def(
+      "softmax_overlap(Tensor logits, Tensor target, int? ignore_index) -> "
+      "(Tensor intersection, Tensor prediction, Tensor target)");
+  m.def(
+      "softmax_overlap_backward(Tensor grad_intersection, Tensor grad_prediction, Tensor logits, Tensor target, "
+      "int? ignore_index) -> Tensor");
 }

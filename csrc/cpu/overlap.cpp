@@ -1,57 +1,339 @@
-// overlap_counts on the CPU: a histogram of label pairs for bytes, direct counting for the rest.
+// overlap_counts on the CPU: finds where the pair of labels changes, then counts whole runs at once.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <mutex>
 #include <optional>
 #include <vector>
 
 #include "checks.h"
+#include "cpu/simd.h"
 #include "dtypes.h"
 #include "math/overlap.h"
 
 namespace fastmed {
 namespace {
 
+constexpr int64_t kVoxelsPerTask = 1 << 17;
+constexpr int64_t kBlock = 1 << 13;  // voxels whose changes are found at once; both maps stay in the nearest cache
+constexpr int64_t kWord = 64;        // voxels per word of changes
+constexpr int64_t kNoisy = kBlock / 4;  // changes in a block above which its voxels are counted one by one
+constexpr int64_t kChangesPerClass = 100;  // in a block, above which counting class by class is less work than by runs
 constexpr int64_t kByteValues = 256;
-constexpr int64_t kVoxelsPerTask = 1 << 18;  // enough to pay for clearing and reading a 256 x 256 histogram
-constexpr int64_t kBlock = 4096;
+constexpr int64_t kMaxByteClasses = 254;  // byte labels have room for two more values
+constexpr int64_t kMaxBinVoxels = int64_t{1} << 31;  // what a 32-bit bin surely holds
 
 struct Ignore {
   bool present;
   int64_t label;
 };
 
-// Label maps are mostly constant along a row: eight equal pairs in a run cost one comparison.
-void count_byte_pairs(const uint8_t* prediction, const uint8_t* target, int64_t length, int64_t* histogram) {
-  const auto bin = [&](int64_t i) -> int64_t& { return histogram[prediction[i] * kByteValues + target[i]]; };
-  int64_t i = 0;
-  while (i < length) {
-    const uint64_t repeated_prediction = prediction[i] * 0x0101010101010101ull;
-    const uint64_t repeated_target = target[i] * 0x0101010101010101ull;
-    const int64_t start = i;
-    for (; i + 8 <= length; i += 8) {
-      uint64_t next_prediction, next_target;
-      std::memcpy(&next_prediction, prediction + i, 8);
-      std::memcpy(&next_target, target + i, 8);
-      if (((next_prediction ^ repeated_prediction) | (next_target ^ repeated_target)) != 0) break;
+// Bit i of changes tells whether the pair of labels i differs from the pair before it, which must be readable.
+using FindChanges = void (*)(const uint8_t* prediction, const uint8_t* target, int64_t words, uint64_t* changes);
+
+void find_changes_portable(const uint8_t* prediction, const uint8_t* target, int64_t words, uint64_t* changes) {
+  for (int64_t word = 0; word < words; ++word) {
+    uint64_t bits = 0;
+    for (int64_t byte = 0; byte < kWord; byte += 8) {
+      const int64_t i = word * kWord + byte;
+      uint64_t now[2], before[2];
+      std::memcpy(&now[0], prediction + i, 8);
+      std::memcpy(&now[1], target + i, 8);
+      std::memcpy(&before[0], prediction + i - 1, 8);
+      std::memcpy(&before[1], target + i - 1, 8);
+      const uint64_t differs = (now[0] ^ before[0]) | (now[1] ^ before[1]);
+      constexpr uint64_t kLow7 = 0x7f7f7f7f7f7f7f7full;
+      const uint64_t nonzero = (((differs & kLow7) + kLow7) | differs) >> 7 & 0x0101010101010101ull;
+      bits |= (nonzero * 0x0102040810204080ull) >> 56 << byte;  // eight flags, one per byte, into eight bits
     }
-    bin(start) += i - start;
-    const int64_t stop = std::min(i + 8, length);
-    for (; i < stop; ++i) ++bin(i);
+    changes[word] = bits;
   }
 }
 
-void add_histogram(const int64_t* histogram, int64_t num_classes, Ignore ignore, int64_t* counts) {
-  for (int64_t prediction = 0; prediction < kByteValues; ++prediction) {
-    for (int64_t target = 0; target < kByteValues; ++target) {
-      const int64_t voxels = histogram[prediction * kByteValues + target];
-      if (voxels == 0) continue;
-      count_pair(prediction, target, num_classes, ignore.present, ignore.label,
-                 [&](int64_t label, int column) { counts[label * kOverlapColumns + column] += voxels; });
+#ifdef FASTMED_AVX2
+FASTMED_AVX2 uint32_t equal_avx2(const uint8_t* labels) {
+  const __m256i now = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(labels));
+  const __m256i before = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(labels - 1));
+  return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(now, before)));
+}
+
+FASTMED_AVX2 void find_changes_avx2(const uint8_t* prediction, const uint8_t* target, int64_t words,
+                                    uint64_t* changes) {
+  for (int64_t word = 0; word < words; ++word) {
+    const int64_t i = word * kWord;
+    const uint64_t low = equal_avx2(prediction + i) & equal_avx2(target + i);
+    const uint64_t high = equal_avx2(prediction + i + 32) & equal_avx2(target + i + 32);
+    changes[word] = ~(high << 32 | low);
+  }
+}
+
+FASTMED_AVX512 uint64_t differs_avx512(const uint8_t* labels) {
+  return _mm512_cmpneq_epu8_mask(_mm512_loadu_si512(labels), _mm512_loadu_si512(labels - 1));
+}
+
+FASTMED_AVX512 void find_changes_avx512(const uint8_t* prediction, const uint8_t* target, int64_t words,
+                                        uint64_t* changes) {
+  for (int64_t word = 0; word < words; ++word) {
+    changes[word] = differs_avx512(prediction + word * kWord) | differs_avx512(target + word * kWord);
+  }
+}
+#endif
+
+FindChanges find_changes_for_this_machine() {
+#ifdef FASTMED_AVX2
+  if (instruction_set == InstructionSet::kAvx512) return find_changes_avx512;
+  if (instruction_set == InstructionSet::kAvx2) return find_changes_avx2;
+#endif
+  return find_changes_portable;
+}
+
+struct CountChanges {
+  FASTMED_HD static void run(const uint64_t* __restrict changes, int64_t words, int64_t* total) {
+    int64_t sum = 0;
+    for (int64_t word = 0; word < words; ++word) sum += std::popcount(changes[word]);
+    *total = sum;
+  }
+};
+
+// Positions of the set bits. Four at a time are written whether set or not, for a branch per bit would be mispredicted.
+struct ListChanges {
+  FASTMED_HD static void run(const uint64_t* __restrict changes, int64_t words, uint16_t* __restrict positions) {
+    int64_t listed = 0;
+    for (int64_t word = 0; word < words; ++word) {
+      uint64_t bits = changes[word];
+      const int64_t first = 1 + word * kWord, count = std::popcount(bits);
+      for (int64_t done = 0; done < count; done += 4) {
+        for (int64_t i = 0; i < 4; ++i) {
+          positions[listed + done + i] = static_cast<uint16_t>(first + std::countr_zero(bits));
+          bits &= bits - 1;
+        }
+      }
+      listed += count;
     }
+  }
+};
+
+// A run of equal pairs ends at every position.
+template <class Counter>
+struct CountRuns {
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, int64_t length,
+                             const uint16_t* __restrict positions, int64_t count, Counter counter) {
+    int64_t start = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t end = positions[i];
+      counter.add(prediction[start], target[start], end - start);
+      start = end;
+    }
+    counter.add(prediction[start], target[start], length - start);
+  }
+};
+
+// kBlock pairs, one by one.
+template <class Counter>
+struct CountEach {
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, Counter counter) {
+    for (int64_t first = 0; first < kBlock; first += kWord) counter.add_each(prediction + first, target + first);
+  }
+};
+
+// One pass over the voxels per class, in steps of kLanes bytes; length is a multiple of kLanes, and at most 255 steps.
+struct CountClasses {
+  static constexpr int64_t kLanes = 64;
+
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, int64_t length,
+                             int64_t num_classes, bool has_ignore, uint8_t ignored, int64_t* __restrict counts) {
+    for (int64_t label = 0; label < num_classes; ++label) {
+      const auto byte = static_cast<uint8_t>(label);
+      alignas(64) uint8_t both[kLanes] = {}, predicted[kLanes] = {}, true_ones[kLanes] = {};
+      for (int64_t first = 0; first < length; first += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const uint8_t counted = (target[first + lane] != ignored) | !has_ignore;
+          const uint8_t in_prediction = (prediction[first + lane] == byte) & counted;
+          const uint8_t in_target = (target[first + lane] == byte) & counted;
+          both[lane] += in_prediction & in_target;
+          predicted[lane] += in_prediction;
+          true_ones[lane] += in_target;
+        }
+      }
+      int32_t sums[kOverlapColumns] = {};
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        sums[kIntersection] += both[lane];
+        sums[kPrediction] += predicted[lane];
+        sums[kTarget] += true_ones[lane];
+      }
+      for (int column = 0; column < kOverlapColumns; ++column) counts[label * kOverlapColumns + column] += sums[column];
+    }
+  }
+};
+
+// Counts into the table of one item straight away.
+struct DirectCounter {
+  int64_t num_classes;
+  Ignore ignore;
+  int64_t* counts;
+
+  FASTMED_HD void add(int64_t prediction, int64_t target, int64_t voxels) const {
+    count_pair(prediction, target, num_classes, ignore.present, ignore.label,
+               [&](int64_t label, int column) { counts[label * kOverlapColumns + column] += voxels; });
+  }
+
+  FASTMED_HD void add_each(const uint8_t* prediction, const uint8_t* target) const {
+    for (int64_t i = 0; i < kWord; ++i) add(prediction[i], target[i], 1);
+  }
+
+  void add_block(const uint8_t* prediction, const uint8_t* target) const {
+    const bool is_byte = ignore.present && ignore.label >= 0 && ignore.label < kByteValues;
+    run<CountClasses>(prediction, target, kBlock, num_classes, is_byte, static_cast<uint8_t>(ignore.label), counts);
+  }
+};
+
+// A histogram of pairs: a row per predicted class and one for other labels; a column per target class, one for other
+// labels, one for the ignored. Neighbours count into two bins in turn, so that no addition waits for the one before.
+struct HistogramCounter {
+  uint32_t* bins;  // [side, side, 2]
+  uint32_t side, ignored;
+
+  FASTMED_HD uint32_t pair_of(uint8_t prediction, uint8_t target) const {
+    const uint32_t other = side - 2;
+    const uint32_t row = prediction < other ? prediction : other, column = target < other ? target : other;
+    return row * side + (target == ignored ? side - 1 : column);
+  }
+
+  FASTMED_HD void add(uint8_t prediction, uint8_t target, int64_t voxels) const {
+    bins[2 * pair_of(prediction, target)] += static_cast<uint32_t>(voxels);
+  }
+
+  FASTMED_HD void add_each(const uint8_t* __restrict prediction, const uint8_t* __restrict target) const {
+    alignas(64) uint32_t pairs[kWord];
+    for (int64_t i = 0; i < kWord; ++i) pairs[i] = pair_of(prediction[i], target[i]);
+    for (int64_t i = 0; i < kWord; i += 2) {
+      ++bins[2 * pairs[i]];
+      ++bins[2 * pairs[i + 1] + 1];
+    }
+  }
+};
+
+class Histogram {
+ public:
+  static int64_t side(int64_t num_classes) { return std::min(num_classes, kByteValues) + 2; }
+
+  Histogram(int64_t num_classes, Ignore ignore)
+      : num_classes_(num_classes), side_(side(num_classes)), bins_(2 * side_ * side_) {
+    const bool is_byte = ignore.present && ignore.label >= 0 && ignore.label < kByteValues;
+    ignored_ = is_byte ? static_cast<uint32_t>(ignore.label) : kByteValues;
+  }
+
+  HistogramCounter counter() { return {bins_.data(), static_cast<uint32_t>(side_), ignored_}; }
+
+  // Moves the histogram into counts [num_classes, kOverlapColumns].
+  void move_to(int64_t* counts) {
+    for (int64_t row = 0; row < side_ - 1; ++row) {
+      for (int64_t column = 0; column < side_; ++column) {
+        uint32_t* const bin = bins_.data() + 2 * (row * side_ + column);
+        const int64_t voxels = static_cast<int64_t>(bin[0]) + bin[1];
+        if (voxels == 0) continue;
+        bin[0] = bin[1] = 0;
+        count_pair(row, column, num_classes_, true, side_ - 1,
+                   [&](int64_t label, int which) { counts[label * kOverlapColumns + which] += voxels; });
+      }
+    }
+  }
+
+ private:
+  int64_t num_classes_, side_;
+  uint32_t ignored_;
+  std::vector<uint32_t> bins_;
+};
+
+// Adds up to kBlock pairs of byte labels to counter, or class by class to direct where that is less work.
+template <class Counter>
+void count_pairs(const uint8_t* prediction, const uint8_t* target, int64_t length, Counter counter,
+                 const DirectCounter& direct) {
+  static const FindChanges find_changes = find_changes_for_this_machine();
+  uint64_t changes[kBlock / kWord];
+  uint16_t positions[kBlock + kWord];
+  const int64_t words = (length - 1) / kWord;
+  find_changes(prediction + 1, target + 1, words, changes);
+  int64_t count = 0;
+  run<CountChanges>(static_cast<const uint64_t*>(changes), words, &count);
+  if (length == kBlock && count > kChangesPerClass * direct.num_classes) {
+    direct.add_block(prediction, target);
+  } else if (length == kBlock && count > kNoisy) {
+    run<CountEach<Counter>>(prediction, target, counter);
+  } else {
+    run<ListChanges>(static_cast<const uint64_t*>(changes), words, positions);
+    for (int64_t i = 1 + words * kWord; i < length; ++i) {
+      if (prediction[i] != prediction[i - 1] || target[i] != target[i - 1]) positions[count++] = static_cast<uint16_t>(i);
+    }
+    run<CountRuns<Counter>>(prediction, target, length, static_cast<const uint16_t*>(positions), count, counter);
+  }
+}
+
+// Labels as bytes: num_classes for all that are no class, num_classes + 1 for the ignored.
+template <class Label>
+struct Narrow {
+  using Unsigned = std::conditional_t<sizeof(Label) == 8, uint64_t, uint32_t>;
+
+  FASTMED_HD static void run(const Label* __restrict labels, int64_t count, Unsigned num_classes, bool has_ignore,
+                             Label ignored, uint8_t* __restrict bytes) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Unsigned label = static_cast<Unsigned>(labels[i]);  // negative labels become large ones
+      const Unsigned known = label < num_classes ? label : num_classes;
+      bytes[i] = static_cast<uint8_t>(has_ignore & (labels[i] == ignored) ? num_classes + 1 : known);
+    }
+  }
+};
+
+bool is_byte(const Tensor& labels) {
+  return labels.scalar_type() == ScalarType::Byte || labels.scalar_type() == ScalarType::Bool;
+}
+
+// One of the two label maps, in blocks of bytes.
+class ByteBlocks {
+ public:
+  ByteBlocks(const Tensor& labels, const char* name, int64_t num_classes, Ignore ignore)
+      : labels_(labels.const_data_ptr()), dtype_(labels.scalar_type()), name_(name), num_classes_(num_classes),
+        ignore_(ignore), is_byte_(is_byte(labels)), bytes_(is_byte_ ? 0 : kBlock) {}
+
+  // The ignored label as the bytes have it.
+  Ignore ignore() const { return is_byte_ ? ignore_ : Ignore{ignore_.present, num_classes_ + 1}; }
+
+  const uint8_t* read(int64_t first, int64_t count) {
+    if (is_byte_) return static_cast<const uint8_t*>(labels_) + first;
+    for_label_dtype(dtype_, name_, [&]<class Label>() {
+      const auto ignored = static_cast<Label>(ignore_.label);
+      const bool has_ignore = ignore_.present && static_cast<int64_t>(ignored) == ignore_.label;
+      run<Narrow<Label>>(static_cast<const Label*>(labels_) + first, count,
+                         static_cast<typename Narrow<Label>::Unsigned>(num_classes_), has_ignore, ignored,
+                         bytes_.data());
+    });
+    return bytes_.data();
+  }
+
+ private:
+  const void* labels_;
+  ScalarType dtype_;
+  const char* name_;
+  int64_t num_classes_;
+  Ignore ignore_;
+  bool is_byte_;
+  std::vector<uint8_t> bytes_;
+};
+
+// Adds the pairs [begin, end) of byte-sized labels to counter.
+template <class Counter>
+void count_bytes(ByteBlocks& prediction, ByteBlocks& target, int64_t begin, int64_t end, Counter counter,
+                 const DirectCounter& direct) {
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int64_t count = std::min(kBlock, end - first);
+    count_pairs(prediction.read(first, count), target.read(first, count), count, counter, direct);
   }
 }
 
@@ -61,14 +343,25 @@ void widen(const void* labels, int64_t first, int64_t count, int64_t* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = source[i];
 }
 
-using Widen = void (*)(const void* labels, int64_t first, int64_t count, int64_t* out);
-
-Widen widen_for(ScalarType dtype, const char* name) {
-  return for_label_dtype(dtype, name, []<class Label>() -> Widen { return widen<Label>; });
+void widen_labels(const Tensor& labels, const char* name, int64_t first, int64_t count, int64_t* out) {
+  for_label_dtype(labels.scalar_type(), name,
+                  [&]<class Label>() { widen<Label>(labels.const_data_ptr(), first, count, out); });
 }
 
-bool is_byte(const Tensor& labels) {
-  return labels.scalar_type() == ScalarType::Byte || labels.scalar_type() == ScalarType::Bool;
+// Adds the pairs [begin, end) of labels of any size.
+void count_wide(const Tensor& prediction, const Tensor& target, int64_t begin, int64_t end, DirectCounter counter) {
+  std::vector<int64_t> predictions(kBlock), targets(kBlock);
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int64_t count = std::min(kBlock, end - first);
+    widen_labels(prediction, "prediction", first, count, predictions.data());
+    widen_labels(target, "target", first, count, targets.data());
+    int64_t start = 0;
+    for (int64_t i = 1; i <= count; ++i) {
+      if (i < count && predictions[i] == predictions[start] && targets[i] == targets[start]) continue;
+      counter.add(predictions[start], targets[start], i - start);
+      start = i;
+    }
+  }
 }
 
 Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std::optional<int64_t> ignore_index) {
@@ -78,43 +371,36 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
   if (prediction.numel() == 0) return counts;
 
   const Ignore ignore{ignore_index.has_value(), ignore_index.value_or(0)};
-  const Widen widen_prediction = widen_for(prediction.scalar_type(), "prediction");
-  const Widen widen_target = widen_for(target.scalar_type(), "target");
-  const void* const predictions = prediction.const_data_ptr();
-  const void* const targets = target.const_data_ptr();
   int64_t* const all_counts = static_cast<int64_t*>(counts.mutable_data_ptr());
-  const int64_t voxels = prediction.numel() / items;
-  const bool bytes = is_byte(prediction) && is_byte(target);
+  const int64_t voxels = prediction.numel() / items, item_counts = num_classes * kOverlapColumns;
+  const bool bytes = (is_byte(prediction) && is_byte(target)) || num_classes <= kMaxByteClasses;
+  const int64_t side = Histogram::side(num_classes);
   std::mutex adding;
 
   torch::stable::parallel_for(0, items * voxels, kVoxelsPerTask, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> own(num_classes * kOverlapColumns), histogram, wide_prediction, wide_target;
+    ByteBlocks prediction_bytes(prediction, "prediction", num_classes, {false, 0});
+    ByteBlocks target_bytes(target, "target", num_classes, ignore);
+    std::optional<Histogram> histogram;
+    std::vector<int64_t> own(item_counts);
     while (begin < end) {
       const int64_t item = begin / voxels;
-      const int64_t stop = std::min(end, (item + 1) * voxels);
+      const int64_t stop = std::min({end, (item + 1) * voxels, begin + kMaxBinVoxels});
       std::fill(own.begin(), own.end(), 0);
-      if (bytes && stop - begin >= kByteValues * kByteValues) {
-        histogram.assign(kByteValues * kByteValues, 0);
-        count_byte_pairs(static_cast<const uint8_t*>(predictions) + begin,
-                         static_cast<const uint8_t*>(targets) + begin, stop - begin, histogram.data());
-        add_histogram(histogram.data(), num_classes, ignore, own.data());
-        begin = stop;
-      }
-      wide_prediction.resize(kBlock);
-      wide_target.resize(kBlock);
-      while (begin < stop) {
-        const int64_t count = std::min(kBlock, stop - begin);
-        widen_prediction(predictions, begin, count, wide_prediction.data());
-        widen_target(targets, begin, count, wide_target.data());
-        for (int64_t i = 0; i < count; ++i) {
-          count_pair(wide_prediction[i], wide_target[i], num_classes, ignore.present, ignore.label,
-                     [&](int64_t label, int column) { ++own[label * kOverlapColumns + column]; });
+      if (!bytes) {
+        count_wide(prediction, target, begin, stop, {num_classes, ignore, own.data()});
+      } else {
+        const DirectCounter direct{num_classes, target_bytes.ignore(), own.data()};
+        if (stop - begin < side * side) {
+          count_bytes(prediction_bytes, target_bytes, begin, stop, direct, direct);
+        } else {
+          if (!histogram) histogram.emplace(num_classes, target_bytes.ignore());
+          count_bytes(prediction_bytes, target_bytes, begin, stop, histogram->counter(), direct);
+          histogram->move_to(own.data());
         }
-        begin += count;
       }
+      begin = stop;
       const std::lock_guard<std::mutex> lock(adding);
-      int64_t* const item_counts = all_counts + item * num_classes * kOverlapColumns;
-      for (size_t i = 0; i < own.size(); ++i) item_counts[i] += own[i];
+      for (int64_t i = 0; i < item_counts; ++i) all_counts[item * item_counts + i] += own[i];
     }
   });
   return counts;

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "checks.h"
+#include "cuda/labels.cuh"
 #include "cuda/launch.cuh"
 #include "math/overlap.h"
 
@@ -25,17 +26,6 @@ struct OverlapTask {
   bool has_ignore;
   int64_t ignore_index;
 };
-
-__device__ __forceinline__ int64_t load_label(const void* labels, ScalarType dtype, int64_t index) {
-  switch (dtype) {
-    case ScalarType::Char: return static_cast<const int8_t*>(labels)[index];
-    case ScalarType::Short: return static_cast<const int16_t*>(labels)[index];
-    case ScalarType::UInt16: return static_cast<const uint16_t*>(labels)[index];
-    case ScalarType::Int: return static_cast<const int32_t*>(labels)[index];
-    case ScalarType::Long: return static_cast<const int64_t*>(labels)[index];
-    default: return static_cast<const uint8_t*>(labels)[index];  // bool and uint8
-  }
-}
 
 // Label maps are mostly constant, so a thread sees long runs of one pair; counting them needs no atomics.
 struct Run {
@@ -96,12 +86,12 @@ __device__ int64_t count_byte_chunks(const OverlapTask& task, int64_t item, Run&
 template <bool kByteChunks, bool kShared>
 __global__ void overlap_kernel(OverlapTask task, Count* __restrict__ totals) {
   FASTMED_DYNAMIC_SHARED(Count, block_counts);
-  const auto num_counts = static_cast<int>(task.num_classes * kOverlapColumns);
+  const int64_t num_counts = task.num_classes * kOverlapColumns;
   for (int64_t item = blockIdx.y; item < task.items; item += gridDim.y) {
     Count* const item_totals = totals + item * num_counts;
     Count* const counts = kShared ? block_counts : item_totals;
     if constexpr (kShared) {
-      for (int i = threadIdx.x; i < num_counts; i += kThreads) block_counts[i] = 0;
+      for (int64_t i = threadIdx.x; i < num_counts; i += kThreads) block_counts[i] = 0;
       __syncthreads();
     }
     Run run{0, 0, 0};
@@ -110,7 +100,7 @@ __global__ void overlap_kernel(OverlapTask task, Count* __restrict__ totals) {
     flush(task, run, counts);
     if constexpr (kShared) {
       __syncthreads();
-      for (int i = threadIdx.x; i < num_counts; i += kThreads) {
+      for (int64_t i = threadIdx.x; i < num_counts; i += kThreads) {
         if (block_counts[i] != 0) atomicAdd(item_totals + i, block_counts[i]);
       }
       __syncthreads();
@@ -121,12 +111,6 @@ __global__ void overlap_kernel(OverlapTask task, Count* __restrict__ totals) {
 bool is_byte(ScalarType dtype) { return dtype == ScalarType::Byte || dtype == ScalarType::Bool; }
 
 bool is_aligned(const void* labels) { return reinterpret_cast<uintptr_t>(labels) % kChunk == 0; }
-
-void check_label_dtype(ScalarType dtype, const char* name) {
-  const bool known = is_byte(dtype) || dtype == ScalarType::Char || dtype == ScalarType::Short ||
-                     dtype == ScalarType::UInt16 || dtype == ScalarType::Int || dtype == ScalarType::Long;
-  STD_TORCH_CHECK(known, name, ": expected bool, uint8, int8, int16, uint16, int32 or int64");
-}
 
 Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std::optional<int64_t> ignore_index) {
   check_overlap_counts(prediction, target, num_classes);
@@ -154,7 +138,8 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
   const size_t shared_bytes = shared ? num_classes * kOverlapColumns * sizeof(Count) : 0;
   const auto kernel = chunks ? (shared ? overlap_kernel<true, true> : overlap_kernel<true, false>)
                              : (shared ? overlap_kernel<false, true> : overlap_kernel<false, false>);
-  launch(kernel, grid, kThreads, shared_bytes, current_stream(prediction), task, static_cast<Count*>(counts.mutable_data_ptr()));
+  launch(kernel, grid, dim3(kThreads), shared_bytes, current_stream(prediction), task,
+         static_cast<Count*>(counts.mutable_data_ptr()));
   return counts;
 }
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastmed.ops import _load  # noqa: F401
 
-_LABEL_DTYPES = (
+LABEL_DTYPES = (
     torch.bool,
     torch.uint8,
     torch.int8,
@@ -35,9 +35,9 @@ def overlap_counts(
         TypeError: the argument named has a wrong dtype.
     """
     for name, labels in (("prediction", prediction), ("target", target)):
-        if labels.dtype not in _LABEL_DTYPES:
+        if labels.dtype not in LABEL_DTYPES:
             raise TypeError(
-                f"{name}: {labels.dtype} is none of {', '.join(map(str, _LABEL_DTYPES))}"
+                f"{name}: {labels.dtype} is none of {', '.join(map(str, LABEL_DTYPES))}"
             )
     if prediction.dim() < 1:
         raise ValueError("prediction: expected [B, ...], got a scalar")

@@ -2,7 +2,13 @@
 
 from fastmed.testing.case import OpCase
 from fastmed.testing.grids import axis_matrix, fitted_matrix, oblique_matrix, sample_positions
-from fastmed.testing.overlap import OVERLAP_CASES, label_map, overlap_counts_reference
+from fastmed.testing.overlap import (
+    OVERLAP_CASES,
+    label_map,
+    overlap_counts_reference,
+    random_logits,
+    softmax_overlap_reference,
+)
 from fastmed.testing.resample import (
     RESAMPLE_CASES,
     interpolated_logits,
@@ -24,9 +30,11 @@ __all__ = [
     "label_map",
     "oblique_matrix",
     "overlap_counts_reference",
+    "random_logits",
     "resample_argmax_reference",
     "sample_positions",
     "smooth_logits",
+    "softmax_overlap_reference",
     "stored_voxels",
     "window_resample_reference",
 ]

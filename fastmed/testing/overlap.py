@@ -1,4 +1,4 @@
-"""Overlap of label maps in plain torch, and the calls it is held against."""
+"""Overlap of label maps, and of probabilities, in plain torch, and the calls it is held against."""
 
 import math
 from collections.abc import Iterator
@@ -25,6 +25,25 @@ def overlap_counts_reference(prediction, target, num_classes, *, ignore_index=No
     return torch.stack(items)
 
 
+def softmax_overlap_reference(
+    logits, target, *, ignore_index=None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """softmax_overlap by way of softmax and one-hot, in float64."""
+    values, truth = logits.double().flatten(2), target.long().flatten(1)
+    single = values.shape[1] == 1
+    classes = torch.arange(values.shape[1], device=truth.device) + single
+    probability = values.sigmoid() if single else values.softmax(1)
+    counted = (truth == truth if ignore_index is None else truth != ignore_index)[:, None]
+    member = (truth[:, None] == classes[:, None]) & counted
+    sums = (
+        torch.where(member, probability, 0).sum(2),
+        torch.where(counted, probability, 0).sum(2),
+        member.sum(2),
+    )
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return tuple(each.to(dtype) for each in sums)
+
+
 def label_map(shape, num_labels, dtype=torch.uint8, *, device="cpu", seed=0) -> Tensor:
     """Random labels in runs of eight, with single voxels strewn in."""
     generator = torch.Generator().manual_seed(seed)
@@ -35,6 +54,12 @@ def label_map(shape, num_labels, dtype=torch.uint8, *, device="cpu", seed=0) -> 
     single = torch.randint(0, num_labels, [count], generator=generator)
     labels = torch.where(torch.rand([count], generator=generator) < 0.05, single, runs)
     return labels.reshape(shape).to(dtype).to(device)
+
+
+def random_logits(shape, dtype=torch.float32, *, device="cpu", seed=0) -> Tensor:
+    """Logits [B, C, *spatial], independent and normal with a deviation of 3."""
+    generator = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(shape, generator=generator)).to(dtype).to(device)
 
 
 def _overlap_cases() -> Iterator[OpCase]:
@@ -53,4 +78,24 @@ def _overlap_cases() -> Iterator[OpCase]:
             )
 
 
-OVERLAP_CASES = (*_overlap_cases(),)
+def _softmax_cases() -> Iterator[OpCase]:
+    shapes = {"3d": (9, 20, 21), "2d": (33, 41), "1d": (7,)}
+    calls = [(classes, "3d", torch.float32, None) for classes in (1, 2, 5, 118)]
+    calls += [(3, shape, torch.float32, 1) for shape in shapes]
+    calls += [(4, "2d", dtype, 0) for dtype in (torch.float16, torch.bfloat16, torch.float64)]
+    for classes, shape, dtype, ignore_index in calls:
+        ending = "all" if ignore_index is None else "ignore"
+        yield OpCase(
+            "softmax_overlap",
+            f"{classes}-{shape}-{dtype}-{ending}".replace("torch.", ""),
+            lambda device, classes=classes, shape=shapes[shape], dtype=dtype: (
+                random_logits((2, classes, *shape), dtype, device=device),
+                label_map((2, *shape), classes + 2, device=device),
+            ),
+            softmax_overlap_reference,
+            {"ignore_index": ignore_index},
+            1e-9 if dtype == torch.float64 else 5e-3,
+        )
+
+
+OVERLAP_CASES = (*_overlap_cases(), *_softmax_cases())

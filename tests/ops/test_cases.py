@@ -7,6 +7,10 @@ from fastmed import ops
 from fastmed.testing import OP_CASES
 
 
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
 @pytest.fixture(params=OP_CASES, ids=str)
 def case(request):
     return request.param
@@ -16,20 +20,22 @@ def test_agrees_with_the_reference(case, device):
     arguments = case.make(device)
     result = getattr(ops, case.op)(*arguments, **case.keywords)
     expected = case.reference(*arguments, **case.keywords)
-    assert result.dtype == expected.dtype
-    assert result.shape == expected.shape
+    for each, other in zip(as_tuple(result), as_tuple(expected), strict=True):
+        assert each.dtype == other.dtype
+        assert each.shape == other.shape
     torch.testing.assert_close(result, expected, rtol=0, atol=case.tolerance)
 
 
 def test_repeats_itself_whatever_the_threads(case, one_thread_then_two):
     arguments = case.make("cpu")
     one, two = one_thread_then_two(lambda: getattr(ops, case.op)(*arguments, **case.keywords))
-    assert torch.equal(one, two)
+    assert all(map(torch.equal, as_tuple(one), as_tuple(two)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_cuda_agrees_with_cpu(case):
     results = [
-        getattr(ops, case.op)(*case.make(each), **case.keywords).cpu() for each in ("cpu", "cuda")
+        [part.cpu() for part in as_tuple(getattr(ops, case.op)(*case.make(each), **case.keywords))]
+        for each in ("cpu", "cuda")
     ]
     torch.testing.assert_close(*results, rtol=0, atol=case.tolerance)

@@ -72,6 +72,52 @@ def test_byte_maps_of_any_length_agree_with_the_reference(
     )
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    dtypes=st.tuples(*[st.sampled_from(DTYPES)] * 2),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 70_000)),
+    noise=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    labels=st.integers(1, 400),
+    classes=st.sampled_from([1, 2, 3, 14, 118, 253, 254, 255, 256, 257, 400]),
+    ignore_index=st.sampled_from([None, -1, 0, 3, 254, 255, 256, 300, -(2**40)]),
+    seed=st.integers(0, 100),
+)
+def test_maps_of_any_dtype_and_noise_agree_with_the_reference(
+    dtypes, shape, noise, labels, classes, ignore_index, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+
+    def labelled(dtype):
+        regions = torch.randint(-2, labels, shape, generator=generator).sort(1).values
+        strewn = torch.randint(-2, labels, shape, generator=generator)
+        chosen = torch.rand(shape, generator=generator) < noise
+        return torch.where(chosen, strewn, regions).to(dtype)
+
+    prediction, target = map(labelled, dtypes)
+    counts = overlap_counts(prediction, target, classes, ignore_index=ignore_index)
+    expected = overlap_counts_reference(prediction, target, classes, ignore_index=ignore_index)
+    assert torch.equal(counts, expected)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("classes", [2, 14, 118])
+def test_threads_change_no_count(classes, noise, one_thread_then_two):
+    generator = torch.Generator().manual_seed(classes)
+    target = label_map((3, 200_001), classes)
+    strewn = torch.randint(0, classes, target.shape, generator=generator).to(torch.uint8)
+    prediction = torch.where(torch.rand(target.shape, generator=generator) < noise, strewn, target)
+    one, two = one_thread_then_two(lambda: overlap_counts(prediction, target, classes))
+    assert torch.equal(one, two)
+    assert torch.equal(one, overlap_counts_reference(prediction, target, classes))
+
+
+def test_maps_at_any_offset_in_memory(device):
+    prediction, target = (label_map((5000,), 5, device=device, seed=seed) for seed in (1, 2))
+    for first in range(18):
+        views = prediction[None, first:], target[None, first:]
+        assert torch.equal(overlap_counts(*views, 5), overlap_counts_reference(*views, 5))
+
+
 def test_empty_maps(device):
     empty = torch.empty(2, 0, 5, dtype=torch.uint8, device=device)
     assert overlap_counts(empty, empty, 3).tolist() == [[[0] * 3] * 3] * 2
