@@ -6,6 +6,7 @@ python benches/kernel_curves.py docs/kernels.png [--device cpu|cuda] [--quick]
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -24,7 +25,7 @@ from fastmed.testing import (
     fitted_matrix,
     labels_to_logits,
     organ_labels,
-    random_boxes,
+    strewn_boxes,
     stored_voxels,
 )
 
@@ -75,18 +76,18 @@ def curves() -> Iterator[Curve]:
 
     def nms(count):
         extent = 200.0 * (count / 20_000) ** (1 / 3)
-        return lambda device: (*(e.to(device) for e in random_boxes(count, 3, extent)), 0.1)
+        return lambda device: (*(e.to(device) for e in strewn_boxes(count, 3, extent)), 0.1)
 
     def batched(count):
         def make(device):
-            boxes, scores = (each.to(device) for each in random_boxes(count, 3, 100.0))
+            boxes, scores = (each.to(device) for each in strewn_boxes(count, 3, 100.0))
             return boxes, scores, (torch.arange(count) % (count // 100)).to(device), 0.1
 
         return make
 
     def pairs(count):
         return lambda device: tuple(
-            random_boxes(count, 3, 100.0, seed=seed)[0].to(device) for seed in (1, 2)
+            strewn_boxes(count, 3, 100.0, seed=seed)[0].to(device) for seed in (1, 2)
         )
 
     def loss(edge):
@@ -157,9 +158,10 @@ def main() -> int:
         by_size = against_size(curve, sizes, arguments.device, threads)
         _draw(axes[0, column], by_size, curve.op, curve.unit)
         by_threads = against_threads(curve, sizes[-2], arguments.device)
-        _draw(axes[1, column], by_threads, "", f"threads, {curve.count(sizes[-2]):.1e} of these")
+        if by_threads:
+            _draw(axes[1, column], by_threads, "", f"threads ({curve.count(sizes[-2]):,.0f})")
     for row in axes:
-        row[0].set_ylabel("seconds")
+        row[0].set_ylabel("ms")
     figure.savefig(arguments.picture, dpi=80, pil_kwargs={"optimize": True})
     print(f"{arguments.picture}: {arguments.picture.stat().st_size / 1024:.0f} KB")
     return 0
@@ -219,21 +221,26 @@ def _say(op: str, at: str, found: dict[str, dict]) -> None:
 
 
 def _draw(axis, lines: dict[str, dict], title: str, unit: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     for name, points in lines.items():
         style = {"color": "#0b5fa5", "linewidth": 2} if name == "fastmed" else {"color": "#b5651d"}
-        axis.loglog(
-            list(points), list(points.values()), marker="o", markersize=4, label=name, **style
-        )
+        times = [taken * 1e3 for taken in points.values()]
+        axis.loglog(list(points), times, marker="o", markersize=4, label=name, **style)
     axis.set_title(title, fontsize=11)
     axis.set_xlabel(unit, fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
-    if lines:
-        axis.legend(fontsize=7, frameon=False)
+    low, high = axis.get_ylim()
+    axis.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+    axis.yaxis.set_major_locator(LogLocator(numticks=6))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_minor_formatter(NullFormatter())
+    axis.legend(fontsize=7, frameon=False, loc="upper left")
     if unit.startswith("threads"):
         counts = sorted({count for points in lines.values() for count in points})
         axis.set_xticks(counts, [str(count) for count in counts])
-        axis.minorticks_off()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from fastmed.testing.case import OpCase
 from fastmed.testing.grids import axis_matrix, fitted_matrix, oblique_matrix, sample_positions
-from fastmed.testing.large import LARGE_CASES, labels_to_logits, organ_labels, random_boxes
+from fastmed.testing.large import LARGE_CASES, labels_to_logits, organ_labels, strewn_boxes
 from fastmed.testing.overlap import OVERLAP_CASES, label_map, overlap_counts_reference
 from fastmed.testing.resample import (
     RESAMPLE_CASES,
@@ -28,10 +28,10 @@ __all__ = [
     "oblique_matrix",
     "organ_labels",
     "overlap_counts_reference",
-    "random_boxes",
     "resample_argmax_reference",
     "sample_positions",
     "smooth_logits",
     "stored_voxels",
+    "strewn_boxes",
     "window_resample_reference",
 ]

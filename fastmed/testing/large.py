@@ -69,7 +69,7 @@ def labels_to_logits(labels: Tensor, num_classes: int, *, noise=0.3, seed=0) -> 
     return logits
 
 
-def random_boxes(count: int, spatial: int, extent: float, *, seed=0) -> tuple[Tensor, Tensor]:
+def strewn_boxes(count: int, spatial: int, extent: float, *, seed=0) -> tuple[Tensor, Tensor]:
     """float32 boxes [count, 2 * spatial] with sides of 8 to 40 in a cube, and their scores."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.rand([count, spatial], generator=generator) * extent
@@ -158,7 +158,7 @@ def _overlaps() -> Iterator[OpCase]:
 
 def _detections() -> Iterator[OpCase]:
     def boxes_on(device, count, spatial, extent):
-        return tuple(each.to(device) for each in random_boxes(count, spatial, extent))
+        return tuple(each.to(device) for each in strewn_boxes(count, spatial, extent))
 
     def suppress(spatial, count, extent, threshold):
         return lambda device: (*boxes_on(device, count, spatial, extent), threshold)
@@ -179,8 +179,8 @@ def _detections() -> Iterator[OpCase]:
     for first, second in ((1_000, 1_000), (100_000, 20)):
 
         def pairs(device, first=first, second=second):
-            boxes1 = random_boxes(first, 3, 100.0, seed=1)[0].to(device)
-            return boxes1, random_boxes(second, 3, 100.0, seed=2)[0].to(device)
+            boxes1 = strewn_boxes(first, 3, 100.0, seed=1)[0].to(device)
+            return boxes1, strewn_boxes(second, 3, 100.0, seed=2)[0].to(device)
 
         for op in ("box_iou", "box_giou"):
             yield _case(op, f"{first}x{second}", pairs, tolerance=1e-6)

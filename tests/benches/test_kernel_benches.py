@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastmed import ops
-from fastmed.testing import OP_CASES, OpCase, random_boxes
+from fastmed.testing import OP_CASES, OpCase, strewn_boxes
 
 _BENCHES = Path(__file__).parents[2] / "benches"
 _MODULES = ("kernel_meter", "kernel_table", "rivals")
@@ -225,7 +225,7 @@ def test_rivals_of_plain_torch_agree_with_the_kernels(benches, case):
 
 def test_padded_groups_are_greedy_nms_group_by_group(benches):
     padded = benches["rivals"].boxes.padded_groups
-    boxes, scores = random_boxes(300, 3, 60.0)
+    boxes, scores = strewn_boxes(300, 3, 60.0)
     groups = torch.randint(0, 7, [300], generator=torch.Generator().manual_seed(4))
     kept = []
     for group in groups.unique():
