@@ -25,8 +25,8 @@ from fastmed.testing import (
     fitted_matrix,
     labels_to_logits,
     organ_labels,
-    strewn_boxes,
     stored_voxels,
+    strewn_boxes,
 )
 
 ROUNDS = 3
