@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 
 from fastmed.testing import OpCase
-from rivals import boxes, overlap, resample, softmax
+from rivals import argmax, boxes, overlap, softmax, window
 from rivals.rival import Disagreement, Rival, with_gradients
 
 _MAKERS = {
-    "window_resample": resample.window_rivals,
-    "resample_argmax": resample.argmax_rivals,
+    "window_resample": window.window_rivals,
+    "resample_argmax": argmax.argmax_rivals,
     "overlap_counts": overlap.count_rivals,
     "box_iou": boxes.iou_rivals,
     "box_giou": boxes.giou_rivals,
