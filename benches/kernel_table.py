@@ -22,6 +22,7 @@ class Row:
     copy, warm_copy: seconds of copying the output, to fresh memory and to memory in use.
     limit: seconds of reading the inputs and writing the outputs once at the measured copy speed.
     left_out: rivals that cannot do it, and why.
+    details: which of its ways a rival went.
     """
 
     op: str
@@ -36,6 +37,7 @@ class Row:
     limit: float = math.nan
     extra: float = math.nan
     rivals_extra: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -131,9 +133,9 @@ def lines(rows: Sequence[Row], gates: Mapping[str, Mapping]) -> list[list[str]]:
                 verdict = "ok" if ratio >= floor else "BELOW"
             theirs = _megabytes(row.rivals_extra.get(name, math.nan))
             gate = "" if floor is None else f">= {floor:g}"
-            block.append(
-                [name, _milliseconds(row.rivals[name]), _times(ratio), theirs, gate, verdict]
-            )
+            detail = f" ({row.details[name]})" if row.details.get(name) else ""
+            taken = _milliseconds(row.rivals[name])
+            block.append([name + detail, taken, _times(ratio), theirs, gate, verdict])
         block += [[name, "-", "-", why, "", ""] for name, why in row.left_out.items()]
         for name, taken in ((COPY, row.copy), (WARM, row.warm_copy), (LIMIT, row.limit)):
             if taken == taken:

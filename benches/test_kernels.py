@@ -33,7 +33,7 @@ def test_kernel(case, device, benchmark, report):
 
     rounds = 5 if case.large else 7
     race = kernel_meter.Race(device, short=not case.large, most=rounds)
-    left_out, extras = {}, {}
+    left_out, extras, details = {}, {}, {}
     for name, rival in rivals.of(case, arguments).items():
         if rival.needs_bytes > rivals.free_bytes():
             left_out[name] = f"needs {rival.needs_bytes / 2**30:.0f} GB"
@@ -42,7 +42,7 @@ def test_kernel(case, device, benchmark, report):
         rival.check(f"{case}: {name}", answer, theirs.result)
         if theirs.seconds < 1:  # what libraries allocate once is not its own
             theirs = kernel_meter.observe(rival.call, device, memory=case.large)
-        extras[name] = theirs.extra
+        extras[name], details[name] = theirs.extra, rival.detail
         race.enter(name, rival.call, theirs.seconds)
         del theirs
     others = list(race.calls)
@@ -62,6 +62,7 @@ def test_kernel(case, device, benchmark, report):
     benchmark.extra_info.update({f"seconds of {name}": value for name, value in taken.items()})
     benchmark.extra_info["calls per round"] = repeats
     measured = {"rivals": {name: taken[name] for name in others}, "left_out": left_out}
+    measured["details"] = details
     if case.large:
         moved = kernel_meter.bytes_of(arguments) + kernel_meter.bytes_of(answer)
         report.speeds.setdefault(device, []).append(taken[SPEED])

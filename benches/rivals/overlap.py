@@ -45,8 +45,11 @@ def _bincounts(prediction, target, classes: int, ignore_index) -> dict[str, Riva
         return call
 
     calls = {name.removeprefix("torch."): counted(dtype) for name, dtype in dtypes.items()}
-    best = calls[fastest(calls)]
-    return {"torch.bincount": Rival(calls["int64"]), "torch.bincount, best dtype": Rival(best)}
+    best = fastest(calls)
+    return {
+        "torch.bincount": Rival(calls["int64"], detail="int64"),
+        "torch.bincount, best dtype": Rival(calls[best], detail=best),
+    }
 
 
 def _compute_dice(prediction: Tensor, target: Tensor, classes: int) -> Rival:

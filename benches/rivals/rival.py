@@ -29,6 +29,7 @@ class Rival:
     atol: how far single values may lie from the kernel's.
     share: the part of the values that may lie farther (ties, rounded positions).
     needs_bytes: memory it takes, where that may be more than there is.
+    detail: which of its ways it goes, shown beside its name.
     """
 
     call: Callable[[], Any]
@@ -37,6 +38,7 @@ class Rival:
     atol: float = 0.0
     share: float = 0.0
     needs_bytes: int = 0
+    detail: str = ""
 
     def check(self, name: str, kernel: Any, answer: Any) -> None:
         """Raises Disagreement unless both answers agree."""

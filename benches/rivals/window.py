@@ -54,9 +54,9 @@ def window_rivals(
         if other is not None:
             rivals["SimpleITK"] = other
     if len(grids) == 1 and not needs_grad:
-        found = monai_spacing(grids[0], window, agreement)
-        if found:
-            rivals[found[0]] = found[1]
+        other = monai_spacing(grids[0], window, agreement)
+        if other is not None:
+            rivals["MONAI"] = other
     return rivals
 
 

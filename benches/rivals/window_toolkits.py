@@ -65,7 +65,7 @@ def sitk_resample(grids: list[Grid], agreement: dict) -> Rival | None:
     )
 
 
-def monai_spacing(grid: Grid, window, agreement: dict) -> tuple[str, Rival] | None:
+def monai_spacing(grid: Grid, window, agreement: dict) -> Rival | None:
     """Spacing + ScaleIntensityRange on a MetaTensor, in the faster of float32 and float64."""
     straight = torch.allclose(
         grid.matrix, fitted_matrix(grid.volume.shape, grid.size), rtol=0, atol=1e-9
@@ -116,7 +116,7 @@ def monai_spacing(grid: Grid, window, agreement: dict) -> tuple[str, Rival] | No
     def view(result):
         return result.as_tensor()
 
-    return f"MONAI ({name})", Rival(call, view, ours, **agreement)
+    return Rival(call, view, ours, detail=name, **agreement)
 
 
 def _alike(grid: Grid) -> Tensor:
