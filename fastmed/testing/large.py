@@ -164,7 +164,7 @@ def _detections() -> Iterator[OpCase]:
         return lambda device: (*boxes_on(device, count, spatial, extent), threshold)
 
     yield _case("nms", "3d-20000", suppress(3, 20_000, 200.0, 0.1))
-    yield _case("nms", "2d-5000", suppress(2, 5_000, 400.0, 0.5))
+    yield _case("nms", "2d-5000", suppress(2, 5_000, 200.0, 0.3))
     for count, number in ((100_000, 10_000), (100_000, 1_000), (1_000_000, 10_000)):
 
         def grouped(device, count=count, number=number):
