@@ -114,7 +114,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_report_teststatus(report):
     """Lines of progress stand for the usual dots."""
-    return ("passed", "", "PASSED") if report.passed else None
+    return ("passed" if report.when == "call" else "", "", "") if report.passed else None
 
 
 @pytest.fixture
