@@ -1,4 +1,4 @@
-# make demo [SCANS=folder] | test | bench | lint | bundle [TORSO=folder]
+# make demo [SCANS=folder] | test | bench | bench-docs | lint | bundle [TORSO=folder]
 # The first call sets everything up in .venv; later calls reuse it.
 
 VENV := .venv
@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup demo test bench lint bundle
+.PHONY: setup demo test bench bench-kernels bench-docs lint bundle
 
 setup: $(READY)
 
@@ -23,7 +23,7 @@ $(READY): $(VENV)/installed $(NATIVE)
 	touch $@
 
 $(VENV)/bench-ready: $(READY)
-	$(PIP) install -c constraints.txt monai
+	$(PIP) install -c constraints.txt matplotlib monai pytest-benchmark
 	touch $@
 
 # MONAI and what nnU-Net v2's resampling and export import; its full set wants torchvision.
@@ -43,9 +43,15 @@ lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-bench: $(VENV)/bench-ready
-	$(PYTHON) benches/bench_kernels.py
+bench: bench-kernels
 	$(PYTHON) benches/bench_infer.py
+
+bench-kernels: $(VENV)/bench-ready
+	$(PYTHON) -m pytest benches --benchmark-quiet
+
+bench-docs: $(VENV)/bench-ready
+	$(PYTHON) -m pytest benches --benchmark-quiet --table docs/kernels.md
+	$(PYTHON) benches/kernel_curves.py docs/kernels.png
 
 bundle: $(READY)
 	$(PYTHON) tools/make_demo_bundle.py --torso $(TORSO)

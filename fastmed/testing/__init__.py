@@ -2,6 +2,7 @@
 
 from fastmed.testing.case import OpCase
 from fastmed.testing.grids import axis_matrix, fitted_matrix, oblique_matrix, sample_positions
+from fastmed.testing.large import LARGE_CASES, labels_to_logits, organ_labels, strewn_boxes
 from fastmed.testing.overlap import (
     OVERLAP_CASES,
     label_map,
@@ -19,16 +20,19 @@ from fastmed.testing.resample import (
 )
 
 # One family of ops per file; tests and benches pick up whatever stands here.
-OP_CASES = (*RESAMPLE_CASES, *OVERLAP_CASES)
+OP_CASES = (*RESAMPLE_CASES, *OVERLAP_CASES, *LARGE_CASES)
 
 __all__ = [
+    "LARGE_CASES",
     "OP_CASES",
     "OpCase",
     "axis_matrix",
     "fitted_matrix",
     "interpolated_logits",
     "label_map",
+    "labels_to_logits",
     "oblique_matrix",
+    "organ_labels",
     "overlap_counts_reference",
     "random_logits",
     "resample_argmax_reference",
@@ -36,5 +40,6 @@ __all__ = [
     "smooth_logits",
     "softmax_overlap_reference",
     "stored_voxels",
+    "strewn_boxes",
     "window_resample_reference",
 ]
