@@ -1,4 +1,4 @@
-"""The CUDA kernels built for the host: how they are built, loaded, and called in place of the CPU's.
+"""The CUDA kernels built for the host: how they are built, loaded and called.
 
 As a pytest plugin (`-p emulated`, with this folder on PYTHONPATH) every test calls them.
 """

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the host, agree with the CPU's; and the emulation notices what is wrong."""
+"""The CUDA kernels, run on the host, agree with the CPU's; the emulation notices faults."""
 
 import os
 import subprocess
@@ -119,7 +119,7 @@ def test_more_shared_memory_than_a_block_has_is_refused(shared_bytes):
     [
         ("beyond_static_shared", "global-buffer-overflow"),
         ("beyond_dynamic_shared", "heap-buffer-overflow"),
-        ("beyond_local", "stack-buffer-overflow"),
+        ("beyond_local", "with insufficient space"),
         ("beyond_tensor", "heap-buffer-overflow"),
         ("misaligned", "misaligned address"),
         ("overflow", "signed integer overflow"),
