@@ -39,7 +39,7 @@ CMAKE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cmake
 RUNTIMES := $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
 SANITIZE := LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824 \
 	UBSAN_OPTIONS=print_stacktrace=1 FASTMED_SANITIZED=$(SANITIZED) FASTMED_EMULATED=$(SANITIZED)/cuda_on_cpu.so \
-	PYTHONPATH=tests:tests/cuda_on_cpu $(PYTHON) -m pytest -p sanitized -p no:cacheprovider
+	PYTHONPATH=tests:tests/cuda_on_cpu $(PYTHON) -m pytest -p sanitized --capture=sys
 
 sanitize: $(READY)
 	$(CMAKE) -S . -B $(SANITIZED) -G Ninja -DFASTMED_SANITIZE=ON -DFASTMED_CUDA_ON_CPU=ON \

@@ -244,7 +244,8 @@ void run_block() {
 }
 
 // Not instrumented: it also crosses the gaps that AddressSanitizer leaves between variables.
-__attribute__((no_sanitize("address", "undefined"), optimize("no-tree-loop-distribute-patterns"))) void fill_static_shared() {
+__attribute__((no_sanitize("address", "undefined"), optimize("no-tree-loop-distribute-patterns")))
+void fill_static_shared() {
   for (unsigned char* byte = __start_cuda_shared; byte < __stop_cuda_shared; ++byte) *byte = kRubbish;
 }
 

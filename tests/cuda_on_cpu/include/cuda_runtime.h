@@ -24,18 +24,18 @@
 
 // ---- Types and limits of the runtime ----
 
-#define CUDA_ON_CPU_VECTOR(Name, Scalar)                  \
-  struct alignas(2 * sizeof(Scalar)) Name##2 {            \
-    Scalar x, y;                                          \
-  };                                                      \
-  struct Name##3 {                                        \
-    Scalar x, y, z;                                       \
-  };                                                      \
-  struct alignas(16) Name##4 {                            \
-    Scalar x, y, z, w;                                    \
-  };                                                      \
-  inline Name##2 make_##Name##2(Scalar x, Scalar y) { return {x, y}; }                     \
-  inline Name##3 make_##Name##3(Scalar x, Scalar y, Scalar z) { return {x, y, z}; }        \
+#define CUDA_ON_CPU_VECTOR(Name, Scalar)                                             \
+  struct alignas(2 * sizeof(Scalar)) Name##2 {                                       \
+    Scalar x, y;                                                                     \
+  };                                                                                 \
+  struct Name##3 {                                                                   \
+    Scalar x, y, z;                                                                  \
+  };                                                                                 \
+  struct alignas(16) Name##4 {                                                       \
+    Scalar x, y, z, w;                                                               \
+  };                                                                                 \
+  inline Name##2 make_##Name##2(Scalar x, Scalar y) { return {x, y}; }               \
+  inline Name##3 make_##Name##3(Scalar x, Scalar y, Scalar z) { return {x, y, z}; }  \
   inline Name##4 make_##Name##4(Scalar x, Scalar y, Scalar z, Scalar w) { return {x, y, z, w}; }
 CUDA_ON_CPU_VECTOR(int, int)
 CUDA_ON_CPU_VECTOR(uint, unsigned)
