@@ -6,6 +6,9 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
+from hypothesis import settings
+
+EXAMPLES = 10
 LIBRARY = Path(os.environ["FASTMED_SANITIZED"]).resolve() / "_C.so"
 
 
@@ -26,3 +29,12 @@ def pytest_sessionstart(session):
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     assert {each for each in mapped if each.endswith("/_C.so")} == {str(LIBRARY)}
     assert any("libasan" in each for each in mapped)
+
+
+def pytest_collection_modifyitems(items):
+    """Properties are tried on few examples: a sanitizer takes its time."""
+    for item in items:
+        own = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+        if own is not None:
+            fewer = settings(own, max_examples=min(own.max_examples, EXAMPLES))
+            item.obj._hypothesis_internal_use_settings = fewer
