@@ -1,4 +1,4 @@
-# make demo [SCANS=folder] | test | bench | bench-docs | lint | bundle [TORSO=folder]
+# make demo [SCANS=folder] | test | test-long | sanitize | bench | bench-docs | lint | bundle [TORSO=folder]
 # The first call sets everything up in .venv; later calls reuse it.
 
 VENV := .venv
@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup demo test bench bench-kernels bench-docs lint bundle
+.PHONY: setup demo test test-long sanitize bench bench-kernels bench-docs lint bundle
 
 setup: $(READY)
 
@@ -38,6 +38,27 @@ demo: $(READY)
 
 test: $(VENV)/integrations-ready
 	$(PYTHON) -m pytest
+
+# What takes minutes or many gigabytes: the large op cases, and volumes of more than 2**31 voxels.
+test-long: $(VENV)/integrations-ready $(VENV)/bench-ready
+	$(PYTHON) -m pytest -m long
+
+# The op tests under AddressSanitizer and UndefinedBehaviorSanitizer: the CPU kernels, then the CUDA kernels
+# emulated on the CPU, which torch cannot trace. Torch is not built with the sanitizers, hence the libraries
+# loaded first; Python leaks by design.
+SANITIZED := $(CURDIR)/build/sanitize
+CMAKE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cmake
+RUNTIMES := $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
+SANITIZE := LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824 \
+	UBSAN_OPTIONS=print_stacktrace=1 FASTMED_SANITIZED=$(SANITIZED) FASTMED_EMULATED=$(SANITIZED)/cuda_on_cpu.so \
+	PYTHONPATH=tests:tests/cuda_on_cpu $(PYTHON) -m pytest -p sanitized --capture=sys
+
+sanitize: $(READY)
+	$(CMAKE) -S . -B $(SANITIZED) -G Ninja -DFASTMED_SANITIZE=ON -DFASTMED_CUDA_ON_CPU=ON \
+		-DPython_EXECUTABLE="$(CURDIR)/$(PYTHON)"
+	$(CMAKE) --build $(SANITIZED)
+	$(SANITIZE) tests/ops tests/cuda_on_cpu
+	$(SANITIZE) -p emulated tests/ops -k "not (opcheck or compile or export or fake or gradcheck or threads)"
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

@@ -23,16 +23,23 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Every kernel starts here, and says here when it could not.
+// Every kernel starts here, and says here when it could not. A call rather than <<<>>>, so that the host compiler
+// reads kernels too: tests/cuda_on_cpu runs them without a GPU.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             Arguments... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 // Shared memory whose size the launch decides.
+#ifndef FASTMED_DYNAMIC_SHARED
 #define FASTMED_DYNAMIC_SHARED(Type, name) extern __shared__ Type name[]
+#endif
 
 constexpr int64_t kMaxGridX = 2147483647;
 constexpr int64_t kMaxGridY = 65535;
