@@ -10,6 +10,7 @@
 
 namespace fastmed {
 
+constexpr int64_t kVoxelsPerTask = 16384;  // less is done before a second thread has woken
 constexpr int64_t kBlock = 512;
 constexpr int kLanes = 16;
 

@@ -13,7 +13,6 @@
 
 namespace fastmed {
 
-constexpr int64_t kVoxelsPerTask = 16384;
 constexpr int64_t kBlockPlanes = 4, kBlockRows = 8;  // output rows that share most of their cells
 constexpr int kMaxKept = 6;
 constexpr int64_t kKeptCells = 4096;
@@ -204,7 +203,8 @@ void write_oblique(const Logit* logits, int64_t classes, const Grid& grid, const
   const std::vector<Label> cells = map_of_cells<Logit, Label>(logits, classes, grid);
   const int64_t blocks_y = (size[1] + kBlockRows - 1) / kBlockRows;
   const int64_t blocks = (size[0] + kBlockPlanes - 1) / kBlockPlanes * blocks_y;
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kVoxelsPerTask / (kBlockPlanes * kBlockRows * size[2]));
+  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     ObliqueWriter<Logit, Label> writer(logits, classes, grid, cells.data(), matrix, size[2], outside);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first_z = block / blocks_y * kBlockPlanes, first_y = block % blocks_y * kBlockRows;

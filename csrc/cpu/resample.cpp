@@ -19,7 +19,7 @@
 namespace fastmed {
 namespace {
 
-constexpr int64_t kBundlesPerTask = 2;
+constexpr int64_t kVoxelsPerTask = 32768;  // less is done before a second thread has woken
 constexpr int64_t kRowsPerBundle = 4;  // of one y: slanting rows share voxels with their neighbours in depth
 constexpr int kBlock = 128;
 constexpr int kPrefetch = 24;
@@ -324,7 +324,8 @@ void resample(const Request& request, int64_t outputs, FinishRow<Real> finish, T
       }
     }
   };
-  torch::stable::parallel_for(0, outputs * slabs * height, kBundlesPerTask, fill_bundles);
+  const int64_t grain = std::max<int64_t>(1, kVoxelsPerTask / (kRowsPerBundle * width));
+  torch::stable::parallel_for(0, outputs * slabs * height, grain, fill_bundles);
 }
 
 template <class Real>

@@ -375,9 +375,11 @@ class StraightWriter {
 template <class Logit, class Label>
 void write_straight(const StraightTask<Logit>& task, Label* out) {
   const int64_t pieces = task.z.count() * task.y.count();
+  const int64_t voxels = static_cast<int64_t>(task.z.beyond.size() * task.y.beyond.size() * task.x.beyond.size());
+  const int64_t grain = voxels > kVoxelsPerTask ? 1 : pieces;
   // Pieces differ in what is inside them, so that threads take the next as they come free.
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, pieces, 1, [&](int64_t, int64_t) {
+  torch::stable::parallel_for(0, pieces, grain, [&](int64_t, int64_t) {
     StraightWriter<Logit, Label> writer(task);
     for (int64_t piece; (piece = next.fetch_add(1)) < pieces;) {
       writer.write(piece / task.y.count(), piece % task.y.count(), out);
