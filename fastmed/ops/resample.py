@@ -117,7 +117,7 @@ def resample_argmax(
 
     Interpolation is trilinear, but no tensor of classes times output voxels is made. Where the
     eight voxels around a point share one argmax, so does the point, since all classes have the same
-    non-negative weights. In the others, classes that
+    non-negative weights. In other cells, classes that
     cannot win are left out, and the rest interpolated. Labels may differ from float64 arithmetic
     only where the two best values lie within 1e-5 of each other, relative to the logits around.
 
