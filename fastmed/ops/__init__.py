@@ -1,11 +1,18 @@
 """Kernels for CT on CPU and CUDA tensors; needs torch and numpy alone."""
 
+from fastmed.ops.boxes import box_giou, box_iou
+from fastmed.ops.nms import batched_nms, nms, nms_mask
 from fastmed.ops.overlap import dice_score, iou_score, overlap_counts
 from fastmed.ops.resample import resample_argmax, window_resample
 
 __all__ = [
+    "batched_nms",
+    "box_giou",
+    "box_iou",
     "dice_score",
     "iou_score",
+    "nms",
+    "nms_mask",
     "overlap_counts",
     "resample_argmax",
     "window_resample",
