@@ -60,23 +60,36 @@ inline BoxSets check_box_iou_backward(const Tensor& grad, const Tensor& boxes1, 
   return sets;
 }
 
-inline void check_nms_mask(const Tensor& boxes, const Tensor& scores, const Tensor& order,
-                           const std::optional<Tensor>& groups) {
-  check_dim(boxes, 3, "boxes");
+// The items of a call of nms_mask, and the boxes of each.
+struct BoxRows {
+  int64_t items, count;
+};
+
+inline BoxRows check_nms_mask(const Tensor& boxes, const Tensor& scores, const Tensor& order,
+                              const std::optional<Tensor>& groups) {
+  STD_TORCH_CHECK(boxes.dim() >= 2, "boxes: expected [..., N, 4] or [..., N, 6]");
   STD_TORCH_CHECK(boxes.is_contiguous(), "boxes: expected a contiguous tensor");
-  STD_TORCH_CHECK(boxes.size(1) < std::numeric_limits<int32_t>::max(), "boxes: expected fewer than 2**31 - 1 boxes, got ",
-                  boxes.size(1));
+  const int64_t dims = boxes.dim() - 1;
   const auto check_per_box = [&](const Tensor& tensor, ScalarType dtype, const char* name) {
-    check_dim(tensor, 2, name);
+    check_dim(tensor, dims, name);
     check_device(tensor, boxes, name);
     STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": unexpected dtype");
     STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-    STD_TORCH_CHECK(tensor.size(0) == boxes.size(0) && tensor.size(1) == boxes.size(1), name,
-                    ": expected one value for every box");
+    for (int64_t axis = 0; axis < dims; ++axis) {
+      STD_TORCH_CHECK(tensor.size(axis) == boxes.size(axis), name, ": expected one value for every box");
+    }
   };
   check_per_box(scores, boxes.scalar_type(), "scores");
   check_per_box(order, ScalarType::Long, "order");
   if (groups) check_per_box(*groups, ScalarType::Long, "groups");
+  const int64_t count = boxes.size(dims - 1);
+  STD_TORCH_CHECK(count < std::numeric_limits<int32_t>::max(), "boxes: expected fewer than 2**31 - 1, got ", count);
+  int64_t items = 1;
+  for (int64_t axis = 0; axis < dims - 1; ++axis) items *= boxes.size(axis);
+  return {items, count};
 }
+
+// What nms_mask counts besides: boxes kept, and whether a coordinate is infinite.
+enum NmsCount { kKept = 0, kInfinite = 1, kNmsCounts = 2 };
 
 }  // namespace fastmed

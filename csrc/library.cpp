@@ -9,5 +9,7 @@ STABLE_TORCH_LIBRARY(fastmed, m) {
   m.def("overlap_counts(Tensor prediction, Tensor target, int num_classes, int? ignore_index) -> Tensor");
   m.def("box_iou(Tensor boxes1, Tensor boxes2, bool generalized) -> Tensor");
   m.def("box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, bool generalized) -> Tensor");
-  m.def("nms_mask(Tensor boxes, Tensor scores, Tensor order, Tensor? groups, float iou_threshold) -> Tensor");
+  m.def(
+      "nms_mask(Tensor boxes, Tensor scores, Tensor order, Tensor? groups, float iou_threshold) "
+      "-> (Tensor keep, Tensor counts)");
 }

@@ -36,6 +36,7 @@ struct BoxPointers {
 template <class Real, int kAxes>
 class BoxColumns {
  public:
+  BoxColumns() = default;
   explicit BoxColumns(int64_t count) { clear(count); }
 
   void clear(int64_t count) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -67,10 +68,13 @@ class KeptTree {
     int count;
   };
 
-  explicit KeptTree(int64_t places) {
-    for (int64_t count = places; levels_.empty() || count > 1; count = levels_.back().room() / kLanes) {
-      levels_.emplace_back(count);
-    }
+  KeptTree() = default;
+  explicit KeptTree(int64_t places) { clear(places); }
+
+  void clear(int64_t places) {
+    levels_.resize(1);
+    levels_[0].clear(places);
+    while (levels_.back().room() > kLanes) levels_.emplace_back(levels_.back().room() / kLanes);
   }
 
   void enter(int64_t place, const Box<Real, kAxes>& box) {

@@ -50,6 +50,17 @@ FASTMED_HD bool is_finite(const Box<Real, kAxes>& box) {
 }
 
 template <class Real, int kAxes>
+FASTMED_HD bool is_infinite(const Box<Real, kAxes>& box) {
+  const Real infinity = std::numeric_limits<Real>::infinity();
+  bool infinite = false;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    infinite |= box.low[axis] == infinity || box.low[axis] == -infinity;
+    infinite |= box.high[axis] == infinity || box.high[axis] == -infinity;
+  }
+  return infinite;
+}
+
+template <class Real, int kAxes>
 FASTMED_HD Real volume(const Box<Real, kAxes>& box) {
   Real product = not_negative(box.high[0] - box.low[0]);
   for (int axis = 1; axis < kAxes; ++axis) product *= not_negative(box.high[axis] - box.low[axis]);

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastmed.ops import _load  # noqa: F401
 from fastmed.ops.boxes import check_boxes, computing_dtype
 
+_RADIX_SORT_FROM = 32768  # values; torch sorts shorter rows by comparison, whatever their dtype
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -70,7 +71,7 @@ def batched_nms(
     """
     _check(boxes, scores, groups, iou_threshold, batched=False)
     by_score = _falling(scores)
-    groups = groups.long()
+    groups = groups.long().contiguous()
     order = _grouped(by_score, groups)
     return _kept(boxes, scores, groups, by_score, order, iou_threshold, max_output)
 
@@ -99,9 +100,9 @@ def nms_mask(
     _check(boxes, scores, groups, iou_threshold, batched=True)
     order = _falling(scores)
     if groups is not None:
-        groups = groups.long()
+        groups = groups.long().contiguous()
         order = _grouped(order, groups)
-    return _mask(boxes, scores, groups, order, iou_threshold).reshape(scores.shape)
+    return _mask(boxes, scores, groups, order, iou_threshold)[0]
 
 
 def _check(boxes, scores, groups, iou_threshold, *, batched: bool) -> None:
@@ -125,7 +126,22 @@ def _check(boxes, scores, groups, iou_threshold, *, batched: bool) -> None:
 
 
 def _falling(scores: Tensor) -> Tensor:
-    return scores.detach().sort(dim=-1, descending=True, stable=True)[1]
+    """Indices by falling score, equal scores in place; NaN stands anywhere."""
+    scores = scores.detach()
+    if scores.device.type == "cpu" and scores.dim() == 1 and not torch.compiler.is_compiling():
+        if scores.dtype in (torch.float16, torch.bfloat16):
+            scores = scores.float()
+        if scores.shape[0] >= _RADIX_SORT_FROM:
+            return _integer_keys(scores).sort(dim=-1, stable=True)[1]
+    return scores.sort(dim=-1, descending=True, stable=True)[1]
+
+
+def _integer_keys(scores: Tensor) -> Tensor:
+    """Integers that rise where the scores fall: their bits, as torch sorts integers far faster."""
+    dtype = torch.int64 if scores.dtype == torch.float64 else torch.int32
+    bits = (scores + 0.0).view(dtype)  # + 0.0 turns -0.0 into its equal
+    sign = bits >> (torch.iinfo(dtype).bits - 1)
+    return ~(bits ^ (sign & torch.iinfo(dtype).max))
 
 
 def _grouped(by_score: Tensor, groups: Tensor) -> Tensor:
@@ -133,14 +149,13 @@ def _grouped(by_score: Tensor, groups: Tensor) -> Tensor:
     return by_score.gather(-1, groups.gather(-1, by_score).sort(dim=-1, stable=True)[1])
 
 
-def _mask(boxes, scores, groups, order, iou_threshold) -> Tensor:
-    """[B, N] in the order of the boxes."""
-    dtype, rows = computing_dtype(boxes), (math.prod(scores.shape[:-1]), scores.shape[-1])
+def _mask(boxes, scores, groups, order, iou_threshold) -> tuple[Tensor, Tensor]:
+    dtype = computing_dtype(boxes)
     return torch.ops.fastmed.nms_mask(
-        boxes.detach().to(dtype).reshape(*rows, boxes.shape[-1]).contiguous(),
-        scores.detach().to(dtype).reshape(rows).contiguous(),
-        order.reshape(rows),
-        None if groups is None else groups.reshape(rows).contiguous(),
+        boxes.detach().to(dtype).contiguous(),
+        scores.detach().to(dtype).contiguous(),
+        order,
+        groups,
         iou_threshold,
     )
 
@@ -148,18 +163,18 @@ def _mask(boxes, scores, groups, order, iou_threshold) -> Tensor:
 def _kept(boxes, scores, groups, by_score, order, iou_threshold, max_output) -> Tensor:
     if max_output is not None and max_output < 0:
         raise ValueError(f"max_output: expected at least 0, got {max_output}")
-    keep = _mask(boxes, scores, groups, order, iou_threshold)[0][by_score]
+    keep, counts = _mask(boxes, scores, groups, order, iou_threshold)
     if torch.compiler.is_compiling():
-        places = keep.nonzero()[:, 0]
+        places = keep[by_score].nonzero()[:, 0]
     else:
-        # One wait for the device answers both questions.
-        infinite, count = torch.stack((boxes.detach().isinf().any().long(), keep.sum())).tolist()
+        kept, infinite = counts.tolist()
         if infinite:
             raise ValueError("boxes: expected finite or NaN coordinates, got infinite ones")
-        places = keep.nonzero_static(size=count)[:, 0]
+        # With its size known, the selection need not wait for the device once more.
+        places = keep[by_score].nonzero_static(size=kept)[:, 0]
     return by_score[places[:max_output]]
 
 
 @torch.library.register_fake("fastmed::nms_mask")
 def _(boxes, scores, order, groups, iou_threshold):
-    return boxes.new_empty(boxes.shape[:-1], dtype=torch.bool)
+    return boxes.new_empty(scores.shape, dtype=torch.bool), boxes.new_empty([2], dtype=torch.int64)
