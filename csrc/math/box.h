@@ -113,6 +113,13 @@ FASTMED_HD bool may_suppress(const Box<Real, kAxes>& a, Real volume_a, const Box
   return (shared > least) & (shared >= threshold * joined);
 }
 
+template <class Real, int kAxes>
+FASTMED_HD bool suppresses(const Box<Real, kAxes>& a, Real volume_a, const Box<Real, kAxes>& b, Real volume_b,
+                           Real threshold) {
+  return may_suppress(a, volume_a, b, volume_b, threshold) &&
+         box_overlap<false>(a, volume_a, b, volume_b) > threshold;
+}
+
 // The threshold in the arithmetic of the IoU; one beyond its range divides the IoUs just as the range's end does.
 template <class Real>
 FASTMED_HD Real comparable_threshold(double threshold) {

@@ -1,9 +1,9 @@
 """Kernels for CT on CPU and CUDA tensors; needs torch and numpy alone."""
 
 from fastmed.ops.boxes import box_giou, box_iou
-from fastmed.ops.suppression import batched_nms, nms, nms_mask
 from fastmed.ops.overlap import dice_score, iou_score, overlap_counts
 from fastmed.ops.resample import resample_argmax, window_resample
+from fastmed.ops.suppression import batched_nms, nms, nms_mask
 
 __all__ = [
     "batched_nms",

@@ -76,9 +76,7 @@ def batched_nms(
     return _kept(boxes, scores, groups, by_score, order, iou_threshold, max_output)
 
 
-def nms_mask(
-    boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float
-) -> Tensor:
+def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
     """Which boxes nms, or with groups batched_nms, would keep: a result of fixed shape.
 
     The host never waits for the device, so it may be captured in a CUDA graph. Boxes with infinite

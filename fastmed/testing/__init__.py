@@ -1,5 +1,16 @@
 """Reference implementations in plain torch, and one table of op calls for tests and benches."""
 
+from fastmed.testing.boxes import (
+    BOX_CASES,
+    batched_nms_reference,
+    box_giou_reference,
+    box_iou_reference,
+    nms_mask_reference,
+    nms_reference,
+    random_boxes,
+    random_scores,
+    with_degenerate,
+)
 from fastmed.testing.case import OpCase
 from fastmed.testing.grids import axis_matrix, fitted_matrix, oblique_matrix, sample_positions
 from fastmed.testing.overlap import OVERLAP_CASES, label_map, overlap_counts_reference
@@ -13,20 +24,28 @@ from fastmed.testing.resample import (
 )
 
 # One family of ops per file; tests and benches pick up whatever stands here.
-OP_CASES = (*RESAMPLE_CASES, *OVERLAP_CASES)
+OP_CASES = (*RESAMPLE_CASES, *OVERLAP_CASES, *BOX_CASES)
 
 __all__ = [
     "OP_CASES",
     "OpCase",
     "axis_matrix",
+    "batched_nms_reference",
+    "box_giou_reference",
+    "box_iou_reference",
     "fitted_matrix",
     "interpolated_logits",
     "label_map",
+    "nms_mask_reference",
+    "nms_reference",
     "oblique_matrix",
     "overlap_counts_reference",
+    "random_boxes",
+    "random_scores",
     "resample_argmax_reference",
     "sample_positions",
     "smooth_logits",
     "stored_voxels",
     "window_resample_reference",
+    "with_degenerate",
 ]
