@@ -1,5 +1,7 @@
 """Overlap of boxes given by their corners, in 2D and 3D."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def box_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes2: [..., M, 4] or [..., M, 6], as in box_iou.
 
     Returns:
-        [..., N, M], above -1 and up to 1; float64 where either set is float64, else float32.
+        [..., N, M], from -1 to 1; float64 where either set is float64, else float32.
 
     Raises:
         ValueError: the argument named has a wrong shape or device.
@@ -96,8 +98,9 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     # IoU and GIoU are symmetric: one op gives the gradient of the first set, and of the second.
-    boxes1, boxes2 = (boxes.reshape(-1, *boxes.shape[-2:]) for boxes in ctx.saved_tensors)
-    pairs = grad.reshape(boxes1.shape[0], boxes1.shape[1], boxes2.shape[1])
+    items = math.prod(grad.shape[:-2])
+    boxes1, boxes2 = (boxes.reshape(items, *boxes.shape[-2:]) for boxes in ctx.saved_tensors)
+    pairs = grad.reshape(items, *grad.shape[-2:])
     gradient = torch.ops.fastmed.box_iou_backward
     grads = [None, None]
     if ctx.needs_input_grad[0]:
