@@ -31,11 +31,12 @@ struct NmsItem {
   const Real *boxes, *scores;
   const int64_t *order, *groups;
   bool* keep;
+  int64_t count;
 
   FASTMED_HD Box<Real, kAxes> box(int64_t index) const { return load_box<Real, kAxes>(boxes + index * 2 * kAxes); }
 
-  FASTMED_HD void prefetch(int64_t position, int64_t end) const {
-    const int64_t index = order[position + kPrefetch < end ? position + kPrefetch : end - 1];
+  FASTMED_HD void prefetch(int64_t position) const {
+    const int64_t index = order[position + kPrefetch < count ? position + kPrefetch : count - 1];
     __builtin_prefetch(boxes + index * 2 * kAxes);
     __builtin_prefetch(boxes + index * 2 * kAxes + 2 * kAxes - 1);
     __builtin_prefetch(scores + index);
@@ -51,13 +52,13 @@ struct Segment {
 template <class Real, int kAxes>
 struct NmsTask {
   NmsItem<Real, kAxes> first;
-  int64_t items, count;
+  int64_t items;
   Real threshold;
 
   NmsItem<Real, kAxes> item(int64_t index) const {
-    const int64_t offset = index * count;
+    const int64_t offset = index * first.count;
     return {first.boxes + offset * 2 * kAxes, first.scores + offset, first.order + offset,
-            first.groups ? first.groups + offset : nullptr, first.keep + offset};
+            first.groups ? first.groups + offset : nullptr, first.keep + offset, first.count};
   }
 };
 
@@ -70,7 +71,7 @@ struct SuppressShort {
     const BoxPointers<Real, kAxes> pointers = kept->pointers();
     int64_t count = 0;
     for (int64_t position = begin; position < end; ++position) {
-      item->prefetch(position, end);
+      item->prefetch(position);
       const int64_t index = item->order[position];
       const auto box = item->box(index);
       const bool finite = is_finite(box);
@@ -120,7 +121,7 @@ void suppress_with_tree(const NmsItem<Real, kAxes>& item, Real threshold, int64_
   boxes.reserve(end - begin);
   indices.reserve(end - begin);
   for (int64_t position = begin; position < end; ++position) {
-    item.prefetch(position, end);
+    item.prefetch(position);
     const int64_t index = item.order[position];
     const auto box = item.box(index);
     item.keep[index] = false;
@@ -173,19 +174,20 @@ bool suppress(const NmsTask<Real, kAxes>& task, const Segment& segment, BoxColum
 // Items, and within them runs of one group.
 template <class Real, int kAxes>
 std::vector<Segment> segments_of(const NmsTask<Real, kAxes>& task) {
+  const int64_t count = task.first.count;
   std::vector<Segment> segments;
-  std::vector<int64_t> sorted(task.first.groups ? task.count : 0);
+  std::vector<int64_t> sorted(task.first.groups ? count : 0);
   for (int64_t index = 0; index < task.items; ++index) {
     const auto item = task.item(index);
-    segments.push_back({index, 0, task.count});
+    segments.push_back({index, 0, count});
     if (!item.groups) continue;
-    torch::stable::parallel_for(0, task.count, kBoxesPerTask, [&](int64_t from, int64_t to) {
+    torch::stable::parallel_for(0, count, kBoxesPerTask, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) sorted[i] = item.groups[item.order[i]];
     });
-    for (int64_t i = 1; i < task.count; ++i) {
+    for (int64_t i = 1; i < count; ++i) {
       if (sorted[i] == sorted[i - 1]) continue;
       segments.back().end = i;
-      segments.push_back({index, i, task.count});
+      segments.push_back({index, i, count});
     }
   }
   return segments;
@@ -193,13 +195,14 @@ std::vector<Segment> segments_of(const NmsTask<Real, kAxes>& task) {
 
 template <class Real, int kAxes>
 bool suppress_segments(const NmsTask<Real, kAxes>& task) {
+  const int64_t count = task.first.count;
   const std::vector<Segment> segments = segments_of(task);
   std::atomic<bool> infinite = false;
   // Each task takes the segments that begin in its range of boxes.
-  torch::stable::parallel_for(0, task.items * task.count, kBoxesPerTask, [&](int64_t from, int64_t to) {
+  torch::stable::parallel_for(0, task.items * count, kBoxesPerTask, [&](int64_t from, int64_t to) {
     BoxColumns<Real, kAxes> kept(kShortSegment);
     const auto starts_before = [&](const Segment& segment, int64_t position) {
-      return segment.item * task.count + segment.begin < position;
+      return segment.item * count + segment.begin < position;
     };
     auto segment = std::lower_bound(segments.begin(), segments.end(), from, starts_before);
     for (; segment != segments.end() && starts_before(*segment, to); ++segment) {
@@ -233,9 +236,10 @@ std::tuple<Tensor, Tensor> nms_mask(Tensor boxes, Tensor scores, Tensor order, s
     const NmsItem<Real, kAxes> first{static_cast<const Real*>(boxes.const_data_ptr()),
                                      static_cast<const Real*>(scores.const_data_ptr()),
                                      static_cast<const int64_t*>(order.const_data_ptr()),
-                                     groups ? static_cast<const int64_t*>(groups->const_data_ptr()) : nullptr, kept};
+                                     groups ? static_cast<const int64_t*>(groups->const_data_ptr()) : nullptr, kept,
+                                     rows.count};
     count[kInfinite] = suppress_segments<Real, kAxes>(
-        {first, rows.items, rows.count, comparable_threshold<Real>(iou_threshold)});
+        {first, rows.items, comparable_threshold<Real>(iou_threshold)});
   });
   count[kKept] = std::count(kept, kept + keep.numel(), true);
   return {keep, counts};

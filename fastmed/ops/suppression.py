@@ -162,15 +162,16 @@ def _kept(boxes, scores, groups, by_score, order, iou_threshold, max_output) -> 
     if max_output is not None and max_output < 0:
         raise ValueError(f"max_output: expected at least 0, got {max_output}")
     keep, counts = _mask(boxes, scores, groups, order, iou_threshold)
+    in_order = keep[by_score]
     if torch.compiler.is_compiling():
-        places = keep[by_score].nonzero()[:, 0]
-    else:
-        kept, infinite = counts.tolist()
-        if infinite:
-            raise ValueError("boxes: expected finite or NaN coordinates, got infinite ones")
-        # With its size known, the selection need not wait for the device once more.
-        places = keep[by_score].nonzero_static(size=kept)[:, 0]
-    return by_score[places[:max_output]]
+        return by_score.masked_select(in_order)[:max_output]
+    kept, infinite = counts.tolist()
+    if infinite:
+        raise ValueError("boxes: expected finite or NaN coordinates, got infinite ones")
+    if keep.device.type == "cpu":
+        return by_score.masked_select(in_order)[:max_output]
+    # With its length known, the selection need not wait for the device once more.
+    return by_score[in_order.nonzero_static(size=kept)[:max_output, 0]]
 
 
 @torch.library.register_fake("fastmed::nms_mask")
