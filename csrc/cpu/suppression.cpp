@@ -19,7 +19,7 @@ namespace fastmed {
 namespace {
 
 constexpr int64_t kBoxesPerTask = 2048;
-constexpr int64_t kShortSegment = 256;  // up to here a list of kept boxes is searched as fast as a tree
+constexpr int64_t kListLimit = 1024;    // up to here a list of kept boxes is searched faster than a tree
 constexpr int64_t kLongSegment = 4096;  // from here on all threads work on one segment
 constexpr int64_t kBatch = 4096;
 constexpr int64_t kBatchBoxesPerTask = 256;
@@ -62,23 +62,27 @@ struct NmsTask {
   }
 };
 
-// A segment small enough for a list of what it keeps.
+// Tests boxes [begin, end) against a list of the kept ones; stops where the list is full.
 template <class Real, int kAxes>
-struct SuppressShort {
-  FASTMED_HD static void run(const NmsItem<Real, kAxes>* item, Real threshold, int64_t begin, int64_t end,
-                             BoxColumns<Real, kAxes>* kept, bool* infinite) {
-    kept->clear(end - begin);
-    const BoxPointers<Real, kAxes> pointers = kept->pointers();
-    int64_t count = 0;
-    for (int64_t position = begin; position < end; ++position) {
-      item->prefetch(position);
-      const int64_t index = item->order[position];
+struct SuppressWithList {
+  struct Progress {
+    int64_t position, kept;
+    bool infinite;
+  };
+
+  FASTMED_HD static void run(const NmsItem<Real, kAxes>* item, Real threshold, int64_t end, int64_t limit,
+                             BoxColumns<Real, kAxes>* list, Progress* progress) {
+    const BoxPointers<Real, kAxes> pointers = list->pointers();
+    for (; progress->position < end && progress->kept < limit; ++progress->position) {
+      item->prefetch(progress->position);
+      const int64_t index = item->order[progress->position];
       const auto box = item->box(index);
       const bool finite = is_finite(box);
-      *infinite |= !finite && is_infinite(box);
+      progress->infinite |= !finite && is_infinite(box);
       const bool known = finite && item->scores[index] == item->scores[index];
-      item->keep[index] = known && !list_suppresses(pointers, count, box, threshold);
-      if (item->keep[index]) kept->set(count++, box);
+      const bool keep = known && !list_suppresses(pointers, progress->kept, box, threshold);
+      item->keep[index] = keep;
+      if (keep) list->set(progress->kept++, box);
     }
   }
 };
@@ -114,12 +118,16 @@ void rank_places(const int32_t* places, int64_t length, std::vector<std::pair<in
   for (int64_t rank = 0; rank < length; ++rank) ranks[sorted[rank].second] = static_cast<int32_t>(rank);
 }
 
+// Boxes [begin, end) against a tree, which starts with the boxes of a list. Returns whether a coordinate is infinite.
 template <class Real, int kAxes>
-void suppress_with_tree(const NmsItem<Real, kAxes>& item, Real threshold, int64_t begin, int64_t end, bool& infinite) {
+bool suppress_with_tree(const NmsItem<Real, kAxes>& item, Real threshold, int64_t begin, int64_t end,
+                        const BoxPointers<Real, kAxes>& list, int64_t list_length) {
   std::vector<Box<Real, kAxes>> boxes;
-  std::vector<int64_t> indices;
-  boxes.reserve(end - begin);
-  indices.reserve(end - begin);
+  std::vector<int64_t> indices(list_length);
+  boxes.reserve(list_length + end - begin);
+  indices.reserve(list_length + end - begin);
+  for (int64_t i = 0; i < list_length; ++i) boxes.push_back(list.box(i));
+  bool infinite = false;
   for (int64_t position = begin; position < end; ++position) {
     item.prefetch(position);
     const int64_t index = item.order[position];
@@ -140,7 +148,8 @@ void suppress_with_tree(const NmsItem<Real, kAxes>& item, Real threshold, int64_
   std::vector<std::pair<int32_t, int32_t>> sorted;
   bool survives[kBatch];
   int32_t ranks[kBatch];
-  for (int64_t first = 0; first < count; first += kBatch) {
+  for (int64_t i = 0; i < list_length; ++i) tree.enter(places[i], boxes[i]);
+  for (int64_t first = list_length; first < count; first += kBatch) {
     const int64_t length = std::min(kBatch, count - first);
     const auto* const candidates = boxes.data() + first;
     torch::stable::parallel_for(0, length, kBatchBoxesPerTask, [&](int64_t from, int64_t to) {
@@ -155,20 +164,21 @@ void suppress_with_tree(const NmsItem<Real, kAxes>& item, Real threshold, int64_
       item.keep[indices[first + i]] = true;
     }
   }
+  return infinite;
 }
 
-// Returns whether a coordinate is infinite.
+// Returns whether a coordinate is infinite. The list is room to work in.
 template <class Real, int kAxes>
-bool suppress(const NmsTask<Real, kAxes>& task, const Segment& segment, BoxColumns<Real, kAxes>& kept) {
+bool suppress(const NmsTask<Real, kAxes>& task, const Segment& segment, BoxColumns<Real, kAxes>& list) {
   const auto item = task.item(segment.item);
-  bool infinite = false;
   // Below 0 boxes suppress that do not meet; the first then suppresses nearly all, and the list stays short.
-  if (segment.length() <= kShortSegment || task.threshold < Real(0)) {
-    run<SuppressShort<Real, kAxes>>(&item, task.threshold, segment.begin, segment.end, &kept, &infinite);
-  } else {
-    suppress_with_tree<Real, kAxes>(item, task.threshold, segment.begin, segment.end, infinite);
-  }
-  return infinite;
+  const int64_t limit = task.threshold < Real(0) ? segment.length() : std::min(segment.length(), kListLimit);
+  list.clear(limit);
+  typename SuppressWithList<Real, kAxes>::Progress progress{segment.begin, 0, false};
+  run<SuppressWithList<Real, kAxes>>(&item, task.threshold, segment.end, limit, &list, &progress);
+  if (progress.position == segment.end) return progress.infinite;
+  return progress.infinite | suppress_with_tree<Real, kAxes>(item, task.threshold, progress.position, segment.end,
+                                                             list.pointers(), progress.kept);
 }
 
 // Items, and within them runs of one group.
@@ -200,18 +210,18 @@ bool suppress_segments(const NmsTask<Real, kAxes>& task) {
   std::atomic<bool> infinite = false;
   // Each task takes the segments that begin in its range of boxes.
   torch::stable::parallel_for(0, task.items * count, kBoxesPerTask, [&](int64_t from, int64_t to) {
-    BoxColumns<Real, kAxes> kept(kShortSegment);
+    BoxColumns<Real, kAxes> list(kListLimit);
     const auto starts_before = [&](const Segment& segment, int64_t position) {
       return segment.item * count + segment.begin < position;
     };
     auto segment = std::lower_bound(segments.begin(), segments.end(), from, starts_before);
     for (; segment != segments.end() && starts_before(*segment, to); ++segment) {
-      if (segment->length() < kLongSegment && suppress(task, *segment, kept)) infinite = true;
+      if (segment->length() < kLongSegment && suppress(task, *segment, list)) infinite = true;
     }
   });
-  BoxColumns<Real, kAxes> kept(0);
+  BoxColumns<Real, kAxes> list(kListLimit);
   for (const Segment& segment : segments) {
-    if (segment.length() >= kLongSegment && suppress(task, segment, kept)) infinite = true;
+    if (segment.length() >= kLongSegment && suppress(task, segment, list)) infinite = true;
   }
   return infinite;
 }

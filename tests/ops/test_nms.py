@@ -75,7 +75,7 @@ def test_groups_keep_to_themselves(device):
     assert nms_mask(boxes, scores, groups, 0.4).tolist() == [False, True, True, True, False]
 
 
-# Short lists and trees of several depths.
+# Around the lanes, and a few times them.
 SIZES = st.sampled_from([1, 2, 15, 16, 17, 200, 256, 257, 700, 1100])
 
 
@@ -117,9 +117,23 @@ def test_batched_is_the_union_of_its_groups(axes, count, groups, seed):
     assert torch.equal(mask.nonzero()[:, 0], kept.sort()[0])
 
 
-@pytest.mark.parametrize("count", [50, 700, 4096, 9000])
-def test_kept_boxes_and_only_they_survive_box_iou(count, device):
-    boxes = with_degenerate(random_boxes([count], 3, device=device))
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_many_kept_boxes_equal_the_greedy_rule(axes, threshold, device):
+    # More than fit a list of kept boxes, in space enough that most are.
+    extent = 2000.0 if axes == 2 else 400.0
+    boxes = with_degenerate(random_boxes([3000], axes, extent=extent, device=device))
+    scores = random_scores([3000], levels=500, device=device)
+    kept = nms(boxes, scores, threshold)
+    assert len(kept) > 1500
+    assert torch.equal(kept, nms_reference(boxes, scores, threshold))
+
+
+@pytest.mark.parametrize(
+    ("count", "extent"), [(50, 100.0), (700, 100.0), (6000, 100.0), (6000, 400.0)]
+)
+def test_kept_boxes_and_only_they_survive_box_iou(count, extent, device):
+    boxes = with_degenerate(random_boxes([count], 3, extent=extent, device=device))
     scores = random_scores([count], levels=30, device=device)
     kept = nms(boxes, scores, 0.15)
     rank = torch.full([count], count, device=device)
