@@ -176,45 +176,6 @@ def test_gradients_repeat_themselves_whatever_the_threads(one_thread_then_two):
     assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("generalized", [False, True])
-def test_opcheck(generalized, device):
-    boxes1 = random_boxes([2, 5], 3, device=device).requires_grad_()
-    boxes2 = random_boxes([2, 7], 3, device=device, seed=1).requires_grad_()
-    torch.library.opcheck(torch.ops.fastmed.box_iou.default, (boxes1, boxes2, generalized))
-    grad = torch.rand(2, 5, 7, device=device)
-    arguments = (grad, boxes1.detach(), boxes2.detach(), generalized)
-    torch.library.opcheck(torch.ops.fastmed.box_iou_backward.default, arguments)
-
-
-def test_compiles_whole_with_its_gradient(device):
-    def loss(boxes1, boxes2):
-        return (1 - box_giou(boxes1, boxes2)).sum() + box_iou(boxes1.half(), boxes2).sum()
-
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    results = []
-    for each in (loss, compiled):
-        leaf = random_boxes([6], 3, device=device).requires_grad_()
-        value = each(leaf, random_boxes([9], 3, device=device, seed=1))
-        value.backward()
-        results.append((value.detach(), leaf.grad))
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
-
-
-class _Overlap(torch.nn.Module):
-    def forward(self, boxes1, boxes2):
-        return box_iou(boxes1, boxes2)
-
-
-def test_export_with_counts_known_only_later():
-    count = torch.export.Dim("count", min=2, max=1000)
-    inputs = random_boxes([5], 3), random_boxes([7], 3, seed=1)
-    program = torch.export.export(_Overlap(), inputs, dynamic_shapes=({0: count}, None))
-    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert "fastmed.box_iou.default" in called
-    longer = random_boxes([31], 3, seed=2), inputs[1]
-    assert torch.equal(program.module()(*longer), box_iou(*longer))
-
-
 BOXES = torch.zeros(3, 6)
 BAD = [
     ("boxes1", TypeError, (BOXES.int(), BOXES)),
