@@ -19,7 +19,8 @@ FASTMED_HD bool lanes_suppress(const BoxPointers<Real, kAxes>& kept, int64_t fir
                                Real candidate_volume, Real threshold) {
   int possible = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
-    possible |= may_suppress(candidate, candidate_volume, kept.box(first + lane), kept.volumes[first + lane], threshold);
+    possible |=
+        may_suppress(candidate, candidate_volume, kept.box(first + lane), kept.volumes[first + lane], threshold);
   }
   if (!possible) return false;
   int certain = 0;

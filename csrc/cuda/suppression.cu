@@ -58,7 +58,8 @@ struct NmsOutputs {
 template <class Real, int kAxes>
 __global__ void gather_kernel(NmsInputs inputs, SortedBoxes<Real, kAxes> sorted, Count* counts) {
   const int64_t total = sorted.items * sorted.count, step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t position = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; position < total; position += step) {
+  const int64_t start = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (int64_t position = start; position < total; position += step) {
     const int64_t index = inputs.order[position];
     const bool inside = index >= 0 && index < sorted.count;
     const int64_t source = position / sorted.count * sorted.count + (inside ? index : 0);
