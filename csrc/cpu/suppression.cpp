@@ -25,7 +25,7 @@ constexpr int64_t kBatch = 4096;
 constexpr int64_t kBatchBoxesPerTask = 256;
 constexpr int64_t kPrefetch = 16;  // boxes are met in an order that no hardware foresees
 
-// The boxes of one item, in the order of suppression.
+// The boxes of one item; order has their indices in the order of suppression, groups stand in that order.
 template <class Real, int kAxes>
 struct NmsItem {
   const Real *boxes, *scores;
@@ -186,16 +186,12 @@ template <class Real, int kAxes>
 std::vector<Segment> segments_of(const NmsTask<Real, kAxes>& task) {
   const int64_t count = task.first.count;
   std::vector<Segment> segments;
-  std::vector<int64_t> sorted(task.first.groups ? count : 0);
   for (int64_t index = 0; index < task.items; ++index) {
     const auto item = task.item(index);
     segments.push_back({index, 0, count});
     if (!item.groups) continue;
-    torch::stable::parallel_for(0, count, kBoxesPerTask, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) sorted[i] = item.groups[item.order[i]];
-    });
     for (int64_t i = 1; i < count; ++i) {
-      if (sorted[i] == sorted[i - 1]) continue;
+      if (item.groups[i] == item.groups[i - 1]) continue;
       segments.back().end = i;
       segments.push_back({index, i, count});
     }

@@ -26,8 +26,8 @@ constexpr int64_t kMaxGatherBlocks = 4096;
 template <class Real, int kAxes>
 struct SortedBoxes {
   Real* corners;
-  int64_t* groups;  // null without
-  bool* open;       // neither void nor suppressed so far
+  const int64_t* groups;  // null without
+  bool* open;             // neither void nor suppressed so far
   int64_t items, count;
 
   __device__ __forceinline__ Box<Real, kAxes> box(int64_t position) const {
@@ -46,7 +46,7 @@ struct SortedBoxes {
 
 struct NmsInputs {
   const void *boxes, *scores;
-  const int64_t *order, *groups;
+  const int64_t* order;
 };
 
 struct NmsOutputs {
@@ -69,7 +69,6 @@ __global__ void gather_kernel(NmsInputs inputs, SortedBoxes<Real, kAxes> sorted,
       sorted.corners[axis * total + position] = box.low[axis];
       sorted.corners[(kAxes + axis) * total + position] = box.high[axis];
     }
-    if (sorted.groups != nullptr) sorted.groups[position] = inputs.groups[source];
     sorted.open[position] = inside && is_finite(box) && score == score;
     if (is_infinite(box)) atomicOr(counts + kInfinite, Count(1));
   }
@@ -246,17 +245,14 @@ std::tuple<Tensor, Tensor> nms_mask(Tensor boxes, Tensor scores, Tensor order, s
   Tensor corners = torch::stable::new_empty(boxes, {boxes.numel()});
   Tensor open = torch::stable::new_empty(boxes, {total}, ScalarType::Bool);
   Tensor conflicts = torch::stable::new_empty(boxes, {rows.items * tiles * kTile * kWords}, ScalarType::Int);
-  std::optional<Tensor> sorted_groups;
-  if (groups) sorted_groups = torch::stable::new_empty(boxes, {total}, ScalarType::Long);
 
   const NmsInputs inputs{boxes.const_data_ptr(), scores.const_data_ptr(),
-                         static_cast<const int64_t*>(order.const_data_ptr()),
-                         groups ? static_cast<const int64_t*>(groups->const_data_ptr()) : nullptr};
+                         static_cast<const int64_t*>(order.const_data_ptr())};
   const NmsOutputs outputs{static_cast<bool*>(keep.mutable_data_ptr()), static_cast<Count*>(counts.mutable_data_ptr())};
   for_box_type(boxes, "boxes", [&]<class Real, int kAxes>() {
     const SortedBoxes<Real, kAxes> sorted{
         static_cast<Real*>(corners.mutable_data_ptr()),
-        sorted_groups ? static_cast<int64_t*>(sorted_groups->mutable_data_ptr()) : nullptr,
+        groups ? static_cast<const int64_t*>(groups->const_data_ptr()) : nullptr,
         static_cast<bool*>(open.mutable_data_ptr()), rows.items, rows.count};
     launch_nms<Real, kAxes>(inputs, sorted, comparable_threshold<Real>(iou_threshold), current_stream(boxes),
                             static_cast<uint32_t*>(conflicts.mutable_data_ptr()), outputs);

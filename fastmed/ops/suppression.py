@@ -71,9 +71,8 @@ def batched_nms(
     """
     _check(boxes, scores, groups, iou_threshold, batched=False)
     by_score = _falling(scores)
-    groups = groups.long().contiguous()
-    order = _grouped(by_score, groups)
-    return _kept(boxes, scores, groups, by_score, order, iou_threshold, max_output)
+    order, sorted_groups = _grouped(by_score, groups.long())
+    return _kept(boxes, scores, sorted_groups, by_score, order, iou_threshold, max_output)
 
 
 def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
@@ -98,8 +97,7 @@ def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold
     _check(boxes, scores, groups, iou_threshold, batched=True)
     order = _falling(scores)
     if groups is not None:
-        groups = groups.long().contiguous()
-        order = _grouped(order, groups)
+        order, groups = _grouped(order, groups.long())
     return _mask(boxes, scores, groups, order, iou_threshold)[0]
 
 
@@ -142,9 +140,10 @@ def _integer_keys(scores: Tensor) -> Tensor:
     return ~(bits ^ (sign & torch.iinfo(dtype).max))
 
 
-def _grouped(by_score: Tensor, groups: Tensor) -> Tensor:
-    """The same order, each group's boxes together."""
-    return by_score.gather(-1, groups.gather(-1, by_score).sort(dim=-1, stable=True)[1])
+def _grouped(by_score: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The same order with each group's boxes together, and the groups in it."""
+    sorted_groups, places = groups.gather(-1, by_score).sort(dim=-1, stable=True)
+    return by_score.gather(-1, places), sorted_groups
 
 
 def _mask(boxes, scores, groups, order, iou_threshold) -> tuple[Tensor, Tensor]:
@@ -162,7 +161,7 @@ def _kept(boxes, scores, groups, by_score, order, iou_threshold, max_output) -> 
     if max_output is not None and max_output < 0:
         raise ValueError(f"max_output: expected at least 0, got {max_output}")
     keep, counts = _mask(boxes, scores, groups, order, iou_threshold)
-    in_order = keep[by_score]
+    in_order = keep.index_select(0, by_score)
     if torch.compiler.is_compiling():
         return by_score.masked_select(in_order)[:max_output]
     kept, infinite = counts.tolist()
