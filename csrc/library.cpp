@@ -16,4 +16,9 @@ STABLE_TORCH_LIBRARY(fastmed, m) {
   m.def(
       "softmax_overlap_backward(Tensor grad_intersection, Tensor grad_prediction, Tensor logits, Tensor target, "
       "int? ignore_index) -> Tensor");
+  m.def("box_iou(Tensor boxes1, Tensor boxes2, bool generalized) -> Tensor");
+  m.def("box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, bool generalized) -> Tensor");
+  m.def(
+      "nms_mask(Tensor boxes, Tensor scores, Tensor order, Tensor? groups, float iou_threshold) "
+      "-> (Tensor keep, Tensor counts)");
 }

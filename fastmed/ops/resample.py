@@ -187,7 +187,10 @@ def _checked_window(window, device: torch.device, outputs: int) -> Tensor | None
         if isinstance(low, (int, float)) and isinstance(high, (int, float)):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(f"window: expected finite lo < hi, got {(low, high)}")
-            return torch.tensor([[low, high]], dtype=torch.float64, device=device)
+            # Filled on the device: a copy from the host could not be captured in a CUDA graph.
+            limits = torch.full([1, 2], low, dtype=torch.float64, device=device)
+            limits[:, 1].fill_(high)
+            return limits
     limits = window if isinstance(window, Tensor) else torch.tensor(window, dtype=torch.float64)
     if is_readable(limits):
         values = limits.flatten().tolist()

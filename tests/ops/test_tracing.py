@@ -3,43 +3,73 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmed import ops
-from fastmed.testing import fitted_matrix, label_map, smooth_logits, stored_voxels
+from fastmed.testing import OP_CASES, fitted_matrix, stored_voxels
 
 SHAPE, SIZE = (6, 9, 11), [5, 7, 8]
 
 
-def _number(value, device):
-    return torch.tensor([value], dtype=torch.float64, device=device)
+class _NativeCalls(TorchDispatchMode):
+    """Notes every call of a native op of fastmed."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, op, types, arguments=(), keywords=None):
+        if op.namespace == "fastmed":
+            self.calls.append((op, arguments, keywords or {}))
+        return op(*arguments, **(keywords or {}))
 
 
-def _native_calls(device):
-    matrix = fitted_matrix(SHAPE, SIZE).to(device)[None]
-    volume = stored_voxels(SHAPE, device=device)
-    window = torch.tensor([[-1000.0, 400.0]], dtype=torch.float64, device=device)
-    scale, shift, fill = (_number(value, device) for value in (1.0, -5.0, -1000.0))
-    logits = smooth_logits((3, *SHAPE), device=device)[None]
-    labels = label_map((2, *SHAPE), 3, device=device)
-    fastmed = torch.ops.fastmed
-    return [
-        (
-            fastmed.window_resample,
-            ([volume], matrix, SIZE, scale, shift, window, fill, False, torch.float16),
-        ),
-        (
-            fastmed.window_resample,
-            ([volume] * 2, matrix, SIZE, scale, shift, None, None, True, torch.int16),
-        ),
-        (fastmed.resample_argmax, (logits, matrix, SIZE, 2)),
-        (fastmed.overlap_counts, (labels, labels, 3, None)),
-    ]
+@pytest.fixture(params=[case for case in OP_CASES if not case.large], ids=str)
+def case(request):
+    return request.param
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_opcheck(index, device):
-    op, arguments = _native_calls(device)[index]
-    torch.library.opcheck(op.default, arguments)
+def test_opcheck(case, device):
+    arguments = case.make(device)
+    with _NativeCalls() as native:
+        getattr(ops, case.op)(*arguments, **case.keywords)
+    assert native.calls
+    for op, values, keywords in native.calls:
+        torch.library.opcheck(op, values, keywords)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_changes_no_result(case, half, device):
+    arguments = case.make(device)
+    plain = getattr(ops, case.op)(*arguments, **case.keywords)
+    with torch.autocast(device, dtype=half):
+        result = getattr(ops, case.op)(*arguments, **case.keywords)
+    torch.testing.assert_close(result, plain, rtol=0, atol=0, equal_nan=True)
+
+
+# Their outputs' sizes depend on values.
+_UNKNOWN_SIZE = ("nms", "batched_nms")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_cuda_graph_replays_what_it_captured(case):
+    if case.op in _UNKNOWN_SIZE:
+        pytest.skip("the size of the result depends on values, which a graph cannot wait for")
+    arguments = case.make("cuda")
+    keywords = {
+        name: value.cuda() if isinstance(value, torch.Tensor) else value
+        for name, value in case.keywords.items()
+    }
+    expected = getattr(ops, case.op)(*arguments, **keywords)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        getattr(ops, case.op)(*arguments, **keywords)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = getattr(ops, case.op)(*arguments, **keywords)
+    graph.replay()
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
 
 class _Pipeline(torch.nn.Module):
