@@ -34,6 +34,7 @@ from fastmed.testing.resample import (
 OP_CASES = (*BOX_CASES, *RESAMPLE_CASES, *OVERLAP_CASES, *LARGE_CASES)
 
 __all__ = [
+    "BOX_CASES",
     "LARGE_CASES",
     "OP_CASES",
     "OpCase",
@@ -44,11 +45,15 @@ __all__ = [
     "fitted_matrix",
     "interpolated_logits",
     "label_map",
-OP_CASES = (*BOX_CASES, *RESAMPLE_CASES, *OVERLAP_CASES, *LARGE_CASES)
+    "labels_to_logits",
+    "nms_mask_reference",
+    "nms_reference",
     "oblique_matrix",
     "organ_labels",
     "overlap_counts_reference",
-OP_CASES = (*BOX_CASES, *RESAMPLE_CASES, *OVERLAP_CASES, *LARGE_CASES)
+    "random_boxes",
+    "random_logits",
+    "random_scores",
     "resample_argmax_reference",
     "sample_positions",
     "smooth_logits",
