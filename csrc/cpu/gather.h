@@ -78,6 +78,44 @@ struct PermutePairs {
   }
 };
 
+// PermutePairs that ends in output: the weights hold the gain, the higher neighbour follows the lower, and every number
+// of the line is finite.
+template <class Real, int kBytes, int kRegisters, bool kClamped>
+struct PermuteFinish {
+  using Table = PermuteTable<Real, kBytes>;
+
+  FASTMED_HD static void run(const Real* __restrict line, Table table, Real bias, int64_t blocks,
+                             Real* __restrict out) {
+    using Vector = typename Lanes<Real, kBytes>::Vector;
+    using Indices = typename Lanes<Real, kBytes>::Indices;
+    constexpr int kCount = Lanes<Real, kBytes>::kCount;
+    const Vector zero = {}, one = zero + Real(1);
+    for (int64_t block = 0; block < blocks; ++block) {
+      Vector near[kRegisters], weight_low, weight_high;
+      Indices low;
+      std::memcpy(near, line + table.start[block], sizeof(near));
+      std::memcpy(&low, table.low + block * kCount, kBytes);
+      std::memcpy(&weight_low, table.weight_low + block * kCount, kBytes);
+      std::memcpy(&weight_high, table.weight_high + block * kCount, kBytes);
+      const Indices high = low + 1;
+      Vector at_low = __builtin_shuffle(near[0], near[1], low), at_high = __builtin_shuffle(near[0], near[1], high);
+      if constexpr (kRegisters == 4) {
+        at_low = low < 2 * kCount ? at_low : __builtin_shuffle(near[2], near[3], low);
+        at_high = high < 2 * kCount ? at_high : __builtin_shuffle(near[2], near[3], high);
+      }
+      Vector value;
+      for (int lane = 0; lane < kCount; ++lane) {
+        value[lane] = std::fma(weight_low[lane], at_low[lane], std::fma(weight_high[lane], at_high[lane], bias));
+      }
+      if constexpr (kClamped) {
+        value = value > zero ? value : zero;
+        value = value < one ? value : one;
+      }
+      std::memcpy(out + block * kCount, &value, kBytes);
+    }
+  }
+};
+
 // Interpolates line after line at the positions of one AxisTable, by whichever way the machine and the positions allow.
 template <class Real>
 class RowInterpolator {
@@ -110,6 +148,31 @@ class RowInterpolator {
     }
 #endif
     run<GatherPairs<Real>>(line, taps_, length_, sampled);
+  }
+
+  // Whether lines may go straight to output; their numbers must be finite, with kPadding of them beyond the last.
+  bool writes() const { return way_ != Way::kGather; }
+
+  void prepare_writing(const Intensity<Real>& intensity) {
+    scaled_low_ = weight_low_;
+    scaled_high_ = weight_high_;
+    for (Real& weight : scaled_low_) weight *= intensity.gain;
+    for (Real& weight : scaled_high_) weight *= intensity.gain;
+    bias_ = intensity.bias;
+    clamped_ = intensity.clamped;
+    last_.resize(64 / sizeof(Real));
+  }
+
+  void write([[maybe_unused]] const Real* line, [[maybe_unused]] Real* out) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+    switch (way_) {
+      case Way::kWide2: return write_blocks<64, 2>(line, wide_, out);
+      case Way::kWide4: return write_blocks<64, 4>(line, wide_, out);
+      case Way::kNarrow2: return write_blocks<32, 2>(line, narrow_, out);
+      case Way::kNarrow4: return write_blocks<32, 4>(line, narrow_, out);
+      case Way::kGather: break;
+    }
+#endif
   }
 
  private:
@@ -154,11 +217,47 @@ class RowInterpolator {
     }
   }
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  template <int kBytes, int kRegisters>
+  void write_blocks(const Real* line, const Blocks<kBytes>& indices, Real* out) {
+    constexpr int64_t kCount = Lanes<Real, kBytes>::kCount;
+    PermuteTable<Real, kBytes> blocks{start_.data(), indices.low.data(), indices.high.data(), scaled_low_.data(),
+                                      scaled_high_.data()};
+    const int64_t whole = length_ / kCount;
+    run_blocks<kBytes, kRegisters>(line, blocks, whole, out);
+    if (whole == blocks_) return;
+    blocks.start += whole;
+    blocks.low += whole * kCount;
+    blocks.weight_low += whole * kCount;
+    blocks.weight_high += whole * kCount;
+    run_blocks<kBytes, kRegisters>(line, blocks, 1, last_.data());
+    std::copy_n(last_.data(), length_ - whole * kCount, out + whole * kCount);
+  }
+
+  template <int kBytes, int kRegisters>
+  void run_blocks(const Real* line, const PermuteTable<Real, kBytes>& table, int64_t blocks, Real* out) const {
+    clamped_ ? run_on<PermuteFinish<Real, kBytes, kRegisters, true>, kBytes>(line, table, bias_, blocks, out)
+             : run_on<PermuteFinish<Real, kBytes, kRegisters, false>, kBytes>(line, table, bias_, blocks, out);
+  }
+
+  template <class Kernel, int kBytes, class... Args>
+  static void run_on(Args... args) {
+    if constexpr (kBytes == 64) {
+      run_avx512<Kernel>(args...);
+    } else {
+      run_avx2<Kernel>(args...);
+    }
+  }
+#endif
+
   Way way_ = Way::kGather;
   AxisTaps<Real> taps_{};
   int64_t length_ = 0, blocks_ = 0;
   std::vector<int32_t> start_;
   std::vector<Real> weight_low_, weight_high_;
+  std::vector<Real> scaled_low_, scaled_high_, last_;  // of write
+  Real bias_ = 0;
+  bool clamped_ = false;
   Blocks<64> wide_;
   Blocks<32> narrow_;
 };

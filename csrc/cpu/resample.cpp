@@ -205,7 +205,11 @@ class RowSampler {
   const Real* sampled() const { return sampled_.data(); }
   const Real* uncovered() const { return request_.fill.present() ? uncovered_.data() : nullptr; }
 
-  void start(int64_t output) {
+  // True where rows of this output may be written without being sampled first.
+  bool writes() const { return direct_; }
+
+  void start(int64_t output, const Intensity<Real>& intensity) {
+    direct_ = false;
     const int64_t source = request_.volumes.size() == 1 ? 0 : output;
     volume_ = view_of<Voxel>(request_.volumes[source]);
     matrix_ = request_.matrix_of(output);
@@ -220,15 +224,21 @@ class RowSampler {
     first_ = first;
     columns_ = last - first + 1;
     line_.resize(RowInterpolator<Real>::padded(columns_));
-    if (!request_.nearest) interpolator_.prepare(taps_);
+    if (request_.nearest) return;
+    interpolator_.prepare(taps_);
+    direct_ = std::is_integral_v<Voxel> && !request_.fill.present() && interpolator_.writes();
+    if (direct_) interpolator_.prepare_writing(intensity);
+  }
+
+  // A row without fill and without numbers that are not finite, in the dtype of the arithmetic.
+  void write(int64_t z, int64_t y, Real* out) {
+    const auto [tap_z, tap_y] = row_taps(line_at(z, y));
+    blend(tap_z, tap_y);
+    interpolator_.write(line_.data(), out);
   }
 
   void sample(int64_t z, int64_t y) {
-    Line line;
-    for (int axis = 0; axis < 3; ++axis) {
-      line.start[axis] = row_start(matrix_, axis, static_cast<double>(z), static_cast<double>(y));
-      line.step[axis] = matrix_.rows[axis][2];
-    }
+    const Line line = line_at(z, y);
     if (straight_) return sample_straight(line);
     const bool fill = request_.fill.present();
     if (request_.nearest) {
@@ -241,6 +251,29 @@ class RowSampler {
   }
 
  private:
+  Line line_at(int64_t z, int64_t y) const {
+    Line line;
+    for (int axis = 0; axis < 3; ++axis) {
+      line.start[axis] = row_start(matrix_, axis, static_cast<double>(z), static_cast<double>(y));
+      line.step[axis] = matrix_.rows[axis][2];
+    }
+    return line;
+  }
+
+  std::pair<Tap<Real>, Tap<Real>> row_taps(const Line& line) const {
+    return {tap(line.start[0], volume_.lengths[0]), tap(line.start[1], volume_.lengths[1])};
+  }
+
+  // Fills line_ from the rows around, which it returns the number of.
+  int blend(const Tap<Real>& tap_z, const Tap<Real>& tap_y) {
+    const Voxel* rows[4];
+    Real weights[4];
+    const Voxel* const origin = volume_.data + first_;
+    const int count = neighbouring_rows(origin, volume_.stride_z, volume_.stride_y, tap_z, tap_y, rows, weights);
+    if (count > 0) blend_rows(rows, weights, count, columns_, line_.data());
+    return count;
+  }
+
   Tap<Real> tap(double position, int32_t length) const {
     if (request_.nearest) {
       const int32_t nearest = nearest_index(position, length);
@@ -252,23 +285,27 @@ class RowSampler {
   }
 
   void sample_straight(const Line& line) {
-    const Tap<Real> tap_z = tap(line.start[0], volume_.lengths[0]);
-    const Tap<Real> tap_y = tap(line.start[1], volume_.lengths[1]);
-    const Voxel* rows[4];
-    Real weights[4];
-    const Voxel* const origin = volume_.data + first_;
-    const int count = neighbouring_rows(origin, volume_.stride_z, volume_.stride_y, tap_z, tap_y, rows, weights);
-    if (count == 0) {
-      std::fill(sampled_.begin(), sampled_.end(), Real(0));
-    } else if (request_.nearest) {
-      run<GatherVoxels<Voxel, Real>>(rows[0], taps_.low.data(), taps_.weight_low.data(), length_, sampled_.data());
-    } else {
-      blend_rows(rows, weights, count, columns_, line_.data());
+    const auto [tap_z, tap_y] = row_taps(line);
+    if (request_.nearest) {
+      pick(tap_z, tap_y);
+    } else if (blend(tap_z, tap_y) > 0) {
       interpolator_.interpolate(line_.data(), sampled_.data());
+    } else {
+      std::fill(sampled_.begin(), sampled_.end(), Real(0));
     }
     if (request_.fill.present()) {
       run<Uncover<Real>>(tap_z.coverage * tap_y.coverage, taps_.coverage.data(), length_, uncovered_.data());
     }
+  }
+
+  void pick(const Tap<Real>& tap_z, const Tap<Real>& tap_y) {
+    if (tap_z.weight_low == Real(0) || tap_y.weight_low == Real(0)) {
+      std::fill(sampled_.begin(), sampled_.end(), Real(0));
+      return;
+    }
+    const Voxel* const row =
+        volume_.data + first_ + tap_z.low * volume_.stride_z + tap_y.low * volume_.stride_y;
+    run<GatherVoxels<Voxel, Real>>(row, taps_.low.data(), taps_.weight_low.data(), length_, sampled_.data());
   }
 
   const Request& request_;
@@ -276,6 +313,7 @@ class RowSampler {
   VolumeView<Voxel> volume_;
   Matrix matrix_;
   bool straight_;  // rows of output lie along rows of the volume
+  bool direct_ = false;
   int64_t first_, columns_;  // what line_ holds of the volume's rows
   AxisTable<Real> taps_;
   RowInterpolator<Real> interpolator_;
@@ -304,6 +342,7 @@ void resample(const Request& request, int64_t outputs, FinishRow<Real> finish, T
   const auto [depth, height, width] = request.size;
   char* const data = static_cast<char*>(out.mutable_data_ptr());
   const int64_t row_bytes = width * static_cast<int64_t>(out.element_size());
+  const bool own_dtype = out.scalar_type() == (std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float);
   const int64_t slabs = (depth + kRowsPerBundle - 1) / kRowsPerBundle;
   const auto fill_bundles = [&, depth = depth, height = height, width = width](int64_t begin, int64_t end) {
     RowSampler<Voxel, Real> sampler(request);
@@ -312,15 +351,19 @@ void resample(const Request& request, int64_t outputs, FinishRow<Real> finish, T
     for (int64_t bundle = begin; bundle < end; ++bundle) {
       const int64_t output = bundle / (slabs * height), y = bundle % height;
       if (output != current) {
-        sampler.start(output);
         intensity = intensity_of<Real>(request, output);
+        sampler.start(output, intensity);
         current = output;
       }
       const int64_t first = bundle / height % slabs * kRowsPerBundle;
       for (int64_t z = first; z < std::min(first + kRowsPerBundle, depth); ++z) {
-        sampler.sample(z, y);
-        finish(sampler.sampled(), sampler.uncovered(), intensity, width,
-               data + ((output * depth + z) * height + y) * row_bytes);
+        char* const row = data + ((output * depth + z) * height + y) * row_bytes;
+        if (own_dtype && sampler.writes()) {
+          sampler.write(z, y, reinterpret_cast<Real*>(row));
+        } else {
+          sampler.sample(z, y);
+          finish(sampler.sampled(), sampler.uncovered(), intensity, width, row);
+        }
       }
     }
   };

@@ -95,7 +95,7 @@ struct AxisTable {
 };
 
 // Up to four voxel rows (z and y neighbours) become one.
-template <class Voxel, class Real, int kRows>
+template <class Voxel, class Real, int kRows, bool kFused>
 struct BlendRows {
   FASTMED_HD static void run(const Voxel* const* rows, const Real* weights, int64_t length, Real* __restrict line) {
     const Voxel* __restrict row0 = rows[0];
@@ -106,20 +106,25 @@ struct BlendRows {
     const Real w2 = weights[kRows > 2 ? 2 : 0], w3 = weights[kRows > 3 ? 3 : 0];
     for (int64_t x = 0; x < length; ++x) {
       Real sum = w0 * static_cast<Real>(row0[x]);
-      if constexpr (kRows > 1) sum += w1 * static_cast<Real>(row1[x]);
-      if constexpr (kRows > 2) sum += w2 * static_cast<Real>(row2[x]);
-      if constexpr (kRows > 3) sum += w3 * static_cast<Real>(row3[x]);
+      if constexpr (kRows > 1) sum = multiply_add<kFused>(w1, static_cast<Real>(row1[x]), sum);
+      if constexpr (kRows > 2) sum = multiply_add<kFused>(w2, static_cast<Real>(row2[x]), sum);
+      if constexpr (kRows > 3) sum = multiply_add<kFused>(w3, static_cast<Real>(row3[x]), sum);
       line[x] = sum;
     }
   }
 };
 
+template <int kRows, class Voxel, class Real>
+void blend(const Voxel* const* rows, const Real* weights, int64_t length, Real* line) {
+  run_fused<BlendRows<Voxel, Real, kRows, true>, BlendRows<Voxel, Real, kRows, false>>(rows, weights, length, line);
+}
+
 template <class Voxel, class Real>
 void blend_rows(const Voxel* const* rows, const Real* weights, int count, int64_t length, Real* line) {
   switch (count) {
-    case 1: return run<BlendRows<Voxel, Real, 1>>(rows, weights, length, line);
-    case 2: return run<BlendRows<Voxel, Real, 2>>(rows, weights, length, line);
-    default: return run<BlendRows<Voxel, Real, 4>>(rows, weights, length, line);
+    case 1: return blend<1>(rows, weights, length, line);
+    case 2: return blend<2>(rows, weights, length, line);
+    default: return blend<4>(rows, weights, length, line);
   }
 }
 

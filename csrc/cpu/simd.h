@@ -1,6 +1,8 @@
 // Compiles a kernel for several instruction sets and picks one at run time; wheels target plain x86-64.
 #pragma once
 
+#include <cmath>
+
 #include "math/host_device.h"
 
 namespace fastmed {
@@ -53,6 +55,19 @@ inline void run(Args... args) {
   }
 }
 
+// As run, of two kernels that differ in their multiply-adds: Fused rounds once, where the machine does so at no cost.
+template <class Fused, class Plain, class... Args>
+inline void run_fused(Args... args) {
+  switch (instruction_set) {
+    case InstructionSet::kAvx512:
+      return run_avx512<Fused>(args...);
+    case InstructionSet::kAvx2:
+      return run_avx2<Fused>(args...);
+    case InstructionSet::kBaseline:
+      return run_baseline<Plain>(args...);
+  }
+}
+
 #else
 
 template <class Kernel, class... Args>
@@ -60,6 +75,20 @@ inline void run(Args... args) {
   Kernel::run(args...);
 }
 
+template <class Fused, class Plain, class... Args>
+inline void run_fused(Args... args) {
+  Plain::run(args...);
+}
+
 #endif
+
+template <bool kFused, class Real>
+FASTMED_HD Real multiply_add(Real factor, Real value, Real sum) {
+  if constexpr (kFused) {
+    return std::fma(factor, value, sum);
+  } else {
+    return factor * value + sum;
+  }
+}
 
 }  // namespace fastmed
