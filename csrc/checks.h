@@ -51,8 +51,13 @@ inline void check_parameter(const Tensor& tensor, const Tensor& like, int64_t di
 // Grids cut from one volume, or one grid per volume.
 inline int64_t check_window_resample(const std::vector<Tensor>& volumes, const Tensor& matrix,
                                      const std::vector<int64_t>& size, const Tensor& scale, const Tensor& shift,
-                                     const std::optional<Tensor>& window, const std::optional<Tensor>& fill) {
+                                     const std::optional<Tensor>& window, const std::optional<Tensor>& fill,
+                                     bool nearest, ScalarType dtype) {
   STD_TORCH_CHECK(!volumes.empty(), "volume: expected at least one");
+  const bool floating = dtype == ScalarType::Half || dtype == ScalarType::BFloat16 || dtype == ScalarType::Float ||
+                        dtype == ScalarType::Double;
+  STD_TORCH_CHECK(floating || (nearest && dtype == volumes[0].scalar_type()),
+                  "dtype: expected a floating dtype, or with nearest the volume's own");
   for (const Tensor& volume : volumes) {
     check_device(volume, volumes[0], "volume");
     check_dim(volume, 3, "volume");
@@ -104,7 +109,16 @@ inline void check_resample_argmax(const Tensor& logits, const Tensor& matrix, co
   check_parameter(matrix, logits, 3, logits.size(0), 12, "matrix");
 }
 
+inline void check_label_dtype(ScalarType dtype, const char* name) {
+  const bool known = dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char ||
+                     dtype == ScalarType::Short || dtype == ScalarType::UInt16 || dtype == ScalarType::Int ||
+                     dtype == ScalarType::Long;
+  STD_TORCH_CHECK(known, name, ": expected bool, uint8, int8, int16, uint16, int32 or int64");
+}
+
 inline void check_overlap_counts(const Tensor& prediction, const Tensor& target, int64_t num_classes) {
+  check_label_dtype(prediction.scalar_type(), "prediction");
+  check_label_dtype(target.scalar_type(), "target");
   STD_TORCH_CHECK(prediction.dim() >= 1, "prediction: expected [B, ...]");
   check_dim(target, prediction.dim(), "target");
   check_device(target, prediction, "target");
@@ -123,6 +137,7 @@ inline ScalarType sums_dtype(ScalarType logits) {
 
 // Logits [B, C, voxels], target [B, voxels].
 inline void check_softmax_overlap(const Tensor& logits, const Tensor& target) {
+  check_label_dtype(target.scalar_type(), "target");
   check_dim(logits, 3, "logits");
   STD_TORCH_CHECK(logits.is_contiguous(), "logits: expected a contiguous tensor");
   STD_TORCH_CHECK(logits.size(1) > 0 && logits.size(1) < std::numeric_limits<int32_t>::max(),

@@ -393,7 +393,7 @@ void resample_as(const Request& request, int64_t outputs, Tensor& out) {
 Tensor window_resample(std::vector<Tensor> volumes, Tensor matrix, std::vector<int64_t> size, Tensor scale,
                        Tensor shift, std::optional<Tensor> window, std::optional<Tensor> fill, bool nearest,
                        ScalarType dtype) {
-  const int64_t outputs = check_window_resample(volumes, matrix, size, scale, shift, window, fill);
+  const int64_t outputs = check_window_resample(volumes, matrix, size, scale, shift, window, fill, nearest, dtype);
   Tensor out = torch::stable::new_empty(volumes[0], {outputs, size[0], size[1], size[2]}, dtype);
   advise_huge_pages(out);
   const Request request{volumes,

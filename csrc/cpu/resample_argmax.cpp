@@ -25,7 +25,8 @@ void resample_labels(const Tensor& logits, const ParameterRows& matrix, const in
     const Logit* const data = static_cast<const Logit*>(logits.const_data_ptr()) + item * classes * grid.voxels();
     Label* const labels = static_cast<Label*>(out.mutable_data_ptr()) + item * out_voxels;
     const Matrix item_matrix = read_matrix(matrix.row(item));
-    if (is_axis_aligned(item_matrix, size, kPositionTolerance)) {
+    // What lies outside is told by exact positions, which a tolerated slant would move.
+    if (is_axis_aligned(item_matrix, size, outside ? 0.0 : kPositionTolerance)) {
       write_straight(StraightTask<Logit>(data, classes, grid, item_matrix, size, outside), labels);
     } else {
       write_oblique(data, classes, grid, item_matrix, size, outside, labels);

@@ -17,7 +17,8 @@ enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 
 inline InstructionSet detect_instruction_set() {
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2")) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2") ||
+      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("f16c")) {
     return InstructionSet::kBaseline;
   }
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -69,7 +69,7 @@ struct Exponentials {
     for (int64_t i = 0; i < count; ++i) highest[i] = rows.logits[i];
     for (int64_t channel = 1; channel < rows.classes; ++channel) {
       const Real* __restrict logits = rows.logits + channel * rows.logits_stride;
-      for (int64_t i = 0; i < count; ++i) highest[i] = larger(highest[i], logits[i]);
+      for (int64_t i = 0; i < count; ++i) highest[i] = larger_logit(highest[i], logits[i]);
     }
     for (int64_t i = 0; i < count; ++i) scale[i] = Real(0);
     for (int64_t channel = 0; channel < rows.classes; ++channel) {

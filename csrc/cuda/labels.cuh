@@ -7,13 +7,6 @@
 
 namespace fastmed {
 
-inline void check_label_dtype(ScalarType dtype, const char* name) {
-  const bool known = dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char ||
-                     dtype == ScalarType::Short || dtype == ScalarType::UInt16 || dtype == ScalarType::Int ||
-                     dtype == ScalarType::Long;
-  STD_TORCH_CHECK(known, name, ": expected bool, uint8, int8, int16, uint16, int32 or int64");
-}
-
 __device__ __forceinline__ int64_t load_label(const void* labels, ScalarType dtype, int64_t index) {
   switch (dtype) {
     case ScalarType::Char: return static_cast<const int8_t*>(labels)[index];

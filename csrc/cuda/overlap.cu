@@ -114,8 +114,6 @@ bool is_aligned(const void* labels) { return reinterpret_cast<uintptr_t>(labels)
 
 Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std::optional<int64_t> ignore_index) {
   check_overlap_counts(prediction, target, num_classes);
-  check_label_dtype(prediction.scalar_type(), "prediction");
-  check_label_dtype(target.scalar_type(), "target");
   const DeviceGuard guard(prediction.get_device_index());
   const int64_t items = prediction.size(0);
   Tensor counts = torch::stable::new_zeros(prediction, {items, num_classes, kOverlapColumns}, ScalarType::Long);

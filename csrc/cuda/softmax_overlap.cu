@@ -68,7 +68,7 @@ __device__ __forceinline__ Voxel<Logit> voxel_at(const SoftmaxTask<Logit>& task,
                      target_channel(label, task.classes, task.has_ignore, task.ignore_index), 0};
   voxel.highest = voxel.logit(0);
   for (int64_t channel = 1; channel < task.classes; ++channel) {
-    voxel.highest = larger(voxel.highest, voxel.logit(channel));
+    voxel.highest = larger_logit(voxel.highest, voxel.logit(channel));
   }
   return voxel;
 }
@@ -210,7 +210,6 @@ void launch_sums(const SoftmaxTask<Logit>& task, const Tensor& logits, Columns<R
 
 std::tuple<Tensor, Tensor, Tensor> softmax_overlap(Tensor logits, Tensor target, std::optional<int64_t> ignore_index) {
   check_softmax_overlap(logits, target);
-  check_label_dtype(target.scalar_type(), "target");
   const DeviceGuard guard(logits.get_device_index());
   Tensor sums[kOverlapColumns];
   for (Tensor& column : sums) {
@@ -229,7 +228,6 @@ std::tuple<Tensor, Tensor, Tensor> softmax_overlap(Tensor logits, Tensor target,
 Tensor softmax_overlap_backward(Tensor grad_intersection, Tensor grad_prediction, Tensor logits, Tensor target,
                                 std::optional<int64_t> ignore_index) {
   check_softmax_overlap(logits, target);
-  check_label_dtype(target.scalar_type(), "target");
   check_softmax_overlap_gradient(grad_intersection, logits, "grad_intersection");
   check_softmax_overlap_gradient(grad_prediction, logits, "grad_prediction");
   const DeviceGuard guard(logits.get_device_index());

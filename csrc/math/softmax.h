@@ -87,7 +87,7 @@ FASTMED_HD Real sigmoid_of(Real x) {
 
 // The larger of two; a NaN logit may lose here, for it turns the voxel's sum of exponentials into NaN all the same.
 template <class Real>
-FASTMED_HD Real larger(Real value, Real other) {
+FASTMED_HD Real larger_logit(Real value, Real other) {
   return other > value ? other : value;
 }
 

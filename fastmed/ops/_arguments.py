@@ -1,14 +1,26 @@
 """Checks and conversions of the arguments that several ops share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+
+
+def check_tensors(**tensors) -> None:
+    """Raises for the first argument that is no tensor."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
 
 def checked_size(size: Sequence[int]) -> list[int]:
     """Three lengths, none of them zero."""
+    if isinstance(size, str) or not isinstance(size, Iterable):
+        raise TypeError(f"size: expected 3 lengths (z, y, x), got {size!r}")
     lengths = list(size)
     if len(lengths) != 3:
         raise ValueError(f"size: expected 3 lengths (z, y, x), got {lengths}")
@@ -19,8 +31,10 @@ def checked_size(size: Sequence[int]) -> list[int]:
 
 def checked_matrix(matrix: Tensor, device: torch.device, counts: Sequence[int] | None) -> Tensor:
     """A [1 or N, 3, 4] float64 tensor on device; N must be one of counts, where given."""
-    if not isinstance(matrix, Tensor) or not matrix.dtype.is_floating_point:
-        raise TypeError("matrix: expected a float32 or float64 tensor")
+    check_tensors(matrix=matrix)
+    if matrix.dtype not in (torch.float32, torch.float64):
+        # Half precisions round positions of a few hundred voxels to the next whole or half one.
+        raise TypeError(f"matrix: expected float32 or float64, got {matrix.dtype}")
     if matrix.dim() not in (2, 3) or tuple(matrix.shape[-2:]) != (3, 4):
         raise ValueError(f"matrix: expected [3, 4] or [N, 3, 4], got {list(matrix.shape)}")
     rows = matrix.reshape(-1, 3, 4)
@@ -38,17 +52,27 @@ def per_output(
     row = [] if width is None else [width]
     if isinstance(value, Tensor):
         parameter = value
-    elif isinstance(value, (int, float)) and width is None:
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, got {value}")
-        return torch.full([1], value, dtype=torch.float64, device=device)
+    elif isinstance(value, Real) and width is None:
+        return torch.full([1], checked_number(value, name), dtype=torch.float64, device=device)
     else:
-        parameter = torch.tensor(value, dtype=torch.float64)
+        try:
+            parameter = torch.tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}: expected numbers or a tensor, got {value!r}") from error
     shape = list(parameter.shape)
     if shape not in (row, [1, *row], [outputs, *row]):
         expected = f"{row or 'a number'} or {[outputs, *row]}"
         raise ValueError(f"{name}: expected {expected}, got {shape}")
     return _placed(parameter.reshape(-1, *row), name, device)
+
+
+def checked_number(value, name: str) -> float:
+    """A number that float32 holds, as a float."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not abs(value) < _FLOAT32_MAX:  # also NaN
+        raise ValueError(f"{name}: expected a finite number below 3.4e38, got {value}")
+    return float(value)
 
 
 def check_no_grad(name: str, *tensors: Tensor) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmed.ops import _load  # noqa: F401
+from fastmed.ops._arguments import check_tensors
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -58,6 +59,7 @@ def box_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 def check_boxes(boxes: Tensor, name: str, shape: str = "[..., N, 4] or [..., N, 6]") -> None:
     """Floating boxes of four or six corners."""
+    check_tensors(**{name: boxes})
     if not boxes.dtype.is_floating_point:
         raise TypeError(f"{name}: expected a floating dtype, got {boxes.dtype}")
     if boxes.dim() < 2 or boxes.shape[-1] not in (4, 6):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastmed.ops import _load  # noqa: F401
+from fastmed.ops._arguments import check_tensors
 
 LABEL_DTYPES = (
     torch.bool,
@@ -34,6 +35,7 @@ def overlap_counts(
         ValueError: the argument named has a wrong shape or value.
         TypeError: the argument named has a wrong dtype.
     """
+    check_tensors(prediction=prediction, target=target)
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.dtype not in LABEL_DTYPES:
             raise TypeError(
@@ -47,6 +49,8 @@ def overlap_counts(
         )
     if target.device != prediction.device:
         raise ValueError(f"target: on {target.device}, the prediction is on {prediction.device}")
+    if not isinstance(num_classes, (int, torch.SymInt)):
+        raise TypeError(f"num_classes: expected an integer, got {num_classes!r}")
     if num_classes < 1:
         raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
     return torch.ops.fastmed.overlap_counts(

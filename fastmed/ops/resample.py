@@ -1,7 +1,7 @@
 """Resampling through a matrix: CT to the network's grid, and logits back to the scan's labels."""
 
-import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -9,7 +9,9 @@ from torch import Tensor
 from fastmed.ops import _load  # noqa: F401
 from fastmed.ops._arguments import (
     check_no_grad,
+    check_tensors,
     checked_matrix,
+    checked_number,
     checked_size,
     is_readable,
     per_output,
@@ -25,6 +27,7 @@ _VOXEL_DTYPES = (
     torch.float32,
     torch.float64,
 )
+_NARROWEST = 1e-30  # windows of less overflow float32
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -44,8 +47,16 @@ def window_resample(
 
     With HU = scale * stored + shift, the result is the interpolated HU, or with a window
     clamp((HU - lo) / (hi - lo), 0, 1). It lies within 1e-4 of the window (0.1 HU without one) of
-    the same computed in float64. NaN voxels stay NaN. Differentiable once with respect to the
-    volume: a clamped output passes no gradient on.
+    the same computed in float64, or within a few float32 roundings of the largest voxel where that
+    is more. NaN voxels stay NaN.
+
+    Differentiable once with respect to the volume. With a window, an output of exactly 0 or 1 (as
+    rounded to dtype) passes no gradient on. On CUDA the gradient is summed in fixed point, so that
+    it repeats itself: parts 2**37 times smaller than the largest vanish, and what a gradient that
+    is not finite reaches becomes NaN.
+
+    CUDA graphs can capture it where matrix and other tensors lie on the device, and the rest are
+    plain numbers.
 
     Args:
         volume: stored voxels [D, H, W], [B, D, H, W] or a list of B volumes [D, H, W] of any sizes
@@ -72,6 +83,8 @@ def window_resample(
         TypeError: the argument named has a wrong dtype.
         NotImplementedError: an argument other than the volume requires a gradient.
     """
+    if not isinstance(volume, (Tensor, Sequence)):
+        raise TypeError(f"volume: expected a tensor or a list, got {type(volume).__name__}")
     volumes = _as_list(volume)
     batched = not isinstance(volume, Tensor) or volume.dim() == 4
     if mode not in ("linear", "nearest"):
@@ -135,6 +148,7 @@ def resample_argmax(
         ValueError: the argument named has a wrong shape or value.
         TypeError: the argument named has a wrong dtype.
     """
+    check_tensors(logits=logits)
     if logits.dtype not in _FLOAT_DTYPES:
         raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
     if logits.dim() not in (4, 5) or 0 in logits.shape[-4:]:
@@ -168,6 +182,7 @@ def _as_list(volume: Tensor | Sequence[Tensor]) -> list[Tensor]:
         if not volumes:
             raise ValueError("volume: expected at least one volume in the list")
     for each in volumes:
+        check_tensors(volume=each)
         if each.dim() != 3 or 0 in each.shape:
             raise ValueError(
                 f"volume: expected [D, H, W] without an empty axis, got {list(each.shape)}"
@@ -182,21 +197,26 @@ def _empty_batch(volume: Tensor, lengths: list[int], dtype: torch.dtype) -> Tens
 def _checked_window(window, device: torch.device, outputs: int) -> Tensor | None:
     if window is None:
         return None
+    if not isinstance(window, (Tensor, Sequence)):
+        raise TypeError(f"window: expected (lo, hi) or a tensor, got {window!r}")
     if not isinstance(window, Tensor) and len(window) == 2:
         low, high = window
-        if isinstance(low, (int, float)) and isinstance(high, (int, float)):
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        if isinstance(low, Real) and isinstance(high, Real):
+            low, high = checked_number(low, "window"), checked_number(high, "window")
+            if not high - low > _NARROWEST:
                 raise ValueError(f"window: expected finite lo < hi, got {(low, high)}")
             # Filled on the device: a copy from the host could not be captured in a CUDA graph.
             limits = torch.full([1, 2], low, dtype=torch.float64, device=device)
             limits[:, 1].fill_(high)
             return limits
-    limits = window if isinstance(window, Tensor) else torch.tensor(window, dtype=torch.float64)
+    limits = per_output(window, "window", device, outputs, width=2)
     if is_readable(limits):
         values = limits.flatten().tolist()
-        if not all(low < high for low, high in zip(values[::2], values[1::2], strict=False)):
+        if not all(
+            high - low > _NARROWEST for low, high in zip(values[::2], values[1::2], strict=False)
+        ):
             raise ValueError(f"window: expected lo < hi, got {limits.tolist()}")
-    return per_output(limits, "window", device, outputs, width=2)
+    return limits
 
 
 @torch.library.register_fake("fastmed::window_resample")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastmed.ops import _load  # noqa: F401
+from fastmed.ops._arguments import check_tensors
 from fastmed.ops.overlap import LABEL_DTYPES
 
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -37,6 +38,7 @@ def softmax_overlap(
     Source: F. Milletari, N. Navab, S.-A. Ahmadi, V-Net: fully convolutional neural networks for
     volumetric medical image segmentation, 3DV (2016), whose loss is made of such sums.
     """
+    check_tensors(logits=logits, target=target)
     if logits.dtype not in _FLOAT_DTYPES:
         raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
     if target.dtype not in LABEL_DTYPES:
@@ -84,4 +86,9 @@ def _backward(ctx, grad_intersection, grad_prediction, _):
     return gradient, None, None
 
 
+def _no_second_derivative(ctx, grad):
+    raise NotImplementedError("softmax_overlap: has no second derivative")
+
+
 torch.library.register_autograd("fastmed::softmax_overlap", _backward, setup_context=_keep_inputs)
+torch.library.register_autograd("fastmed::softmax_overlap_backward", _no_second_derivative)

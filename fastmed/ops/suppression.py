@@ -1,11 +1,13 @@
 """Greedy non-maximum suppression of boxes, in 2D and 3D."""
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from fastmed.ops import _load  # noqa: F401
+from fastmed.ops._arguments import check_tensors
 from fastmed.ops.boxes import check_boxes, computing_dtype
 
 _RADIX_SORT_FROM = 32768  # values; torch sorts shorter rows by comparison, whatever their dtype
@@ -58,7 +60,7 @@ def batched_nms(
     Args:
         boxes: [N, 4] or [N, 6], as in nms.
         scores: [N], as in nms.
-        groups: [N], int64 or a smaller integer dtype; any values, also negative ones.
+        groups: [N], int64, or int32, int16, int8 or uint8; any values, also negative ones.
         iou_threshold: as in nms.
         max_output: how many indices to return at most, counted over all groups; None for all.
 
@@ -102,6 +104,7 @@ def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold
 
 
 def _check(boxes, scores, groups, iou_threshold, *, batched: bool) -> None:
+    check_tensors(boxes=boxes, scores=scores)
     check_boxes(boxes, "boxes", "[..., N, 4] or [..., N, 6]" if batched else "[N, 4] or [N, 6]")
     if not batched and boxes.dim() != 2:
         raise ValueError(f"boxes: expected [N, 4] or [N, 6], got {list(boxes.shape)}")
@@ -117,6 +120,8 @@ def _check(boxes, scores, groups, iou_threshold, *, batched: bool) -> None:
             raise ValueError(f"{name}: expected {expected}, one for every box, got {got}")
         if values.device != boxes.device:
             raise ValueError(f"{name}: on {values.device}, the boxes are on {boxes.device}")
+    if not isinstance(iou_threshold, Real):
+        raise TypeError(f"iou_threshold: expected a number, got {iou_threshold!r}")
     if not math.isfinite(iou_threshold):
         raise ValueError(f"iou_threshold: expected a finite number, got {iou_threshold}")
 
@@ -158,6 +163,8 @@ def _mask(boxes, scores, groups, order, iou_threshold) -> tuple[Tensor, Tensor]:
 
 
 def _kept(boxes, scores, groups, by_score, order, iou_threshold, max_output) -> Tensor:
+    if max_output is not None and not isinstance(max_output, (int, torch.SymInt)):
+        raise TypeError(f"max_output: expected an integer, got {max_output!r}")
     if max_output is not None and max_output < 0:
         raise ValueError(f"max_output: expected at least 0, got {max_output}")
     keep, counts = _mask(boxes, scores, groups, order, iou_threshold)

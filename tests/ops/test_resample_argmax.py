@@ -216,6 +216,14 @@ def test_views_are_read_in_their_own_order(device):
     )
 
 
+def test_the_least_slant_counts_outside(device):
+    matrix = axis_matrix([1, 1, 1], [0, 0, -0.5])
+    matrix[2, 0] = -1e-9
+    logits = torch.zeros(2, 5, 1, 3, device=device)
+    labels = resample_argmax(logits, matrix.to(device), (5, 1, 3), outside=7)
+    assert labels[:, 0, 0].tolist() == [0, 7, 7, 7, 7]
+
+
 LOGITS = torch.zeros(2, 3, 4, 5)
 BAD = [
     ("logits", TypeError, (LOGITS.long(), IDENTITY, (1, 1, 1)), {}),

@@ -280,3 +280,12 @@ def test_the_native_op_checks_what_could_break_memory():
         fastmed.softmax_overlap_backward(grads, grads[:, :2].contiguous(), LOGITS, TARGET, None)
     with pytest.raises(RuntimeError, match="grad_intersection"):
         fastmed.softmax_overlap_backward(grads.double(), grads, LOGITS, TARGET, None)
+
+
+def test_a_second_derivative_is_refused():
+    logits = random_logits((1, 3, 4), dtype=torch.float64).requires_grad_()
+    target = torch.tensor([[0, 1, 2, 0]])
+    intersection = softmax_overlap(logits, target)[0]
+    gradient = torch.autograd.grad(intersection.square().sum(), logits, create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="softmax_overlap: has no second derivative"):
+        gradient.square().sum().backward()
