@@ -6,14 +6,26 @@
 #endif
 
 #include <cstdint>
+#include <fstream>
 
 #include <torch/csrc/stable/tensor.h>
 
 namespace fastmed {
 
+// Some hypervisors take whole free blocks back after a second or two: then fresh huge pages come from outside the
+// machine and cost five times what small ones do, which are seldom given back.
+inline bool free_pages_leave_the_machine() {
+  std::ifstream file("/sys/module/page_reporting/parameters/page_reporting_order");
+  int64_t order = -1;
+  constexpr int64_t kHighestOrder = 10;  // an unused one reads as -1 or 2**32 - 1
+  return file >> order && order >= 0 && order <= kHighestOrder;
+}
+
 // To be called before the first write. Where the system grants no huge pages, nothing changes.
 inline void advise_huge_pages([[maybe_unused]] const torch::stable::Tensor& fresh) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
+  static const bool dear = free_pages_leave_the_machine();
+  if (dear) return;
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
   const auto begin = reinterpret_cast<uintptr_t>(fresh.const_data_ptr());
   const uintptr_t end = begin + static_cast<uintptr_t>(fresh.numel()) * fresh.element_size();
