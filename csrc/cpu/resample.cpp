@@ -23,7 +23,7 @@ constexpr int64_t kVoxelsPerTask = 32768;  // less is done before a second threa
 constexpr int64_t kRowsPerBundle = 4;  // of one y: slanting rows share voxels with their neighbours in depth
 constexpr int kBlock = 128;
 constexpr int kPrefetch = 24;
-constexpr int64_t kRowsAhead = 4;
+constexpr int64_t kRowsAhead = 8;
 
 template <class Voxel>
 struct VolumeView {
