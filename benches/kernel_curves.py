@@ -237,7 +237,7 @@ def _draw(axis, lines: dict[str, dict], title: str, unit: str) -> None:
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     for each in (axis.xaxis, axis.yaxis):
         each.set_minor_formatter(NullFormatter())
-    axis.legend(fontsize=7, frameon=False, loc="upper left")
+    axis.legend(fontsize=7, frameon=False, loc="best")
     if unit.startswith("threads"):
         counts = sorted({count for points in lines.values() for count in points})
         axis.set_xticks(counts, [str(count) for count in counts])

@@ -40,6 +40,8 @@ __device__ __forceinline__ double sample_gradient(const GradientTask& task, int6
   return gain * static_cast<double>(static_cast<const Grad*>(task.grad)[index]);
 }
 
+__device__ __forceinline__ bool is_finite(double value) { return value - value == 0.0; }
+
 __device__ __forceinline__ int64_t first_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 __device__ __forceinline__ int64_t index_step() { return static_cast<int64_t>(gridDim.x) * kThreads; }
 
@@ -57,7 +59,7 @@ __global__ void largest_kernel(GradientTask task, Bits* __restrict__ largest) {
   const int64_t voxels = output_voxels(task), total = task.rows * task.size.width;
   for (int64_t i = first_index(); i < total; i += index_step()) {
     const double value = fabs(sample_gradient<Grad>(task, i / voxels, i));
-    own = isfinite(value) && value > own ? value : own;
+    own = is_finite(value) && value > own ? value : own;
   }
   atomicMax(&block_largest, static_cast<Bits>(__double_as_longlong(own)));
   __syncthreads();
@@ -108,7 +110,7 @@ __global__ void scatter_kernel(GradientTask task, const Bits* __restrict__ large
   const int64_t voxels = output_voxels(task), total = task.rows * task.size.width;
   for (int64_t i = first_index(); i < total; i += index_step()) {
     const double gradient = sample_gradient<Grad>(task, i / voxels, i);
-    if (gradient == 0.0 || !isfinite(gradient)) continue;
+    if (gradient == 0.0 || !is_finite(gradient)) continue;
     visit_neighbours(task, i / voxels, i, [&](int64_t voxel, double weight) {
       atomicAdd(sums + voxel, static_cast<Bits>(llrint(scalbn(weight * gradient, exponent))));
     });
@@ -129,7 +131,7 @@ template <class Grad, class Real>
 __global__ void mark_kernel(GradientTask task, Real* __restrict__ volume) {
   const int64_t voxels = output_voxels(task), total = task.rows * task.size.width;
   for (int64_t i = first_index(); i < total; i += index_step()) {
-    if (isfinite(sample_gradient<Grad>(task, i / voxels, i))) continue;
+    if (is_finite(sample_gradient<Grad>(task, i / voxels, i))) continue;
     visit_neighbours(task, i / voxels, i, [&](int64_t voxel, double) { volume[voxel] = static_cast<Real>(NAN); });
   }
 }
