@@ -93,12 +93,12 @@ def test_suppression_takes_a_million_boxes():
     boxes, scores = strewn_boxes(1_000_000, 3, 3000.0)
     kept = ops.nms(boxes, scores, 0.1)
     assert (scores[kept].diff() <= 0).all()
-    some = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:2000]]
+    some = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:200]]
     overlap = ops.box_iou(boxes[some], boxes[kept])
-    overlap[torch.arange(2000), (kept == some[:, None]).nonzero()[:, 1]] = 0
+    overlap[torch.arange(200), (kept == some[:, None]).nonzero()[:, 1]] = 0
     assert overlap.max() <= 0.1
     dropped = torch.ones(len(boxes), dtype=torch.bool)
     dropped[kept] = False
-    some = dropped.nonzero()[:2000, 0]
+    some = dropped.nonzero()[:200, 0]
     stronger = scores[kept] >= scores[some][:, None]
     assert ((ops.box_iou(boxes[some], boxes[kept]) > 0.1) & stronger).any(1).all()
