@@ -23,7 +23,6 @@ class Report:
         self.config = config
         self.gates = tomllib.loads(GATES.read_text(encoding="utf-8"))
         self.rows: list[kernel_table.Row] = []
-        self.absent: dict[str, int] = {}
         self.copies: dict[str, kernel_meter.Copies] = {}
         self.speeds: dict[str, list[float]] = {}
         self.started = time.perf_counter()
@@ -136,8 +135,6 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     for part in (report.head(), "", kernel_table.text(table), "", *small):
         for line in part.split("\n"):
             write(line)
-    for op, count in report.absent.items():
-        write(f"fastmed.ops has no {op}: {count} calls left out")
     write(f"{time.perf_counter() - report.started:.0f} s in all")
     path = config.getoption("table")
     if path is not None:

@@ -140,10 +140,7 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     threads = min(2, os.cpu_count() or 1)
-    present = [curve for curve in curves() if hasattr(ops, curve.op)]
-    for curve in curves():
-        if not hasattr(ops, curve.op):
-            print(f"fastmed.ops has no {curve.op}: left out", file=sys.stderr)
+    present = list(curves())
 
     import matplotlib
 

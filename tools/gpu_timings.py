@@ -101,8 +101,6 @@ def boxes(count: int, axes: int) -> tuple[Tensor, Tensor]:
 
 
 def suppression() -> Iterator[Result]:
-    if not hasattr(ops, "nms"):
-        return
     flat, solid = boxes(100_000, 2), boxes(100_000, 3)
     ours = seconds(lambda: ops.nms(*solid, 0.5))
     if importlib.util.find_spec("torchvision"):

@@ -283,13 +283,7 @@ class RowSampler {
   }
 
   Tap<Real> tap(double position, int32_t length) const {
-    if (request_.nearest) {
-      const int32_t nearest = nearest_index(position, length);
-      const int32_t index = clamp_index(nearest, length);
-      const Real weight = nearest == index || !request_.fill.present() ? Real(1) : Real(0);
-      return {index, index, weight, Real(0), weight};
-    }
-    return request_.fill.present() ? fill_tap<Real>(position, length) : edge_tap<Real>(position, length);
+    return tap_at<Real>(position, length, request_.nearest, request_.fill.present());
   }
 
   void sample_straight(const Line& line) {

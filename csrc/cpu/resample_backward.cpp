@@ -24,9 +24,7 @@ struct Request {
   int32_t lengths[3];  // of the volume
   bool fill, nearest;
 
-  int64_t stride(int axis) const {
-    return axis == 2 ? 1 : axis == 1 ? lengths[2] : static_cast<int64_t>(lengths[1]) * lengths[2];
-  }
+  int64_t stride(int axis) const { return axis == 1 ? lengths[2] : static_cast<int64_t>(lengths[1]) * lengths[2]; }
 };
 
 // Gradient of a row of samples: that of the output times the gain, nothing where the window clamped.
@@ -98,13 +96,7 @@ class Scatter {
   }
 
   Tap<Real> tap(double position, int32_t length) const {
-    if (request_.nearest) {
-      const int32_t nearest = nearest_index(position, length);
-      const int32_t index = clamp_index(nearest, length);
-      const Real weight = nearest == index || !request_.fill ? Real(1) : Real(0);
-      return {index, index, weight, Real(0), weight};
-    }
-    return request_.fill ? fill_tap<Real>(position, length) : edge_tap<Real>(position, length);
+    return tap_at<Real>(position, length, request_.nearest, request_.fill);
   }
 
   bool owns(int32_t index) const { return index >= begin_ && index < end_; }
@@ -152,15 +144,10 @@ class Scatter {
       for (int axis = 0; axis < 3; ++axis) {
         taps[axis] = tap(start[axis] + matrix_.rows[axis][2] * static_cast<double>(x), request_.lengths[axis]);
       }
-      for (int corner = 0; corner < 8; ++corner) {
-        const Real weight = (corner & 4 ? taps[0].weight_high : taps[0].weight_low) *
-                            (corner & 2 ? taps[1].weight_high : taps[1].weight_low) *
-                            (corner & 1 ? taps[2].weight_high : taps[2].weight_low);
-        const int32_t index[3] = {corner & 4 ? taps[0].high : taps[0].low, corner & 2 ? taps[1].high : taps[1].low,
-                                  corner & 1 ? taps[2].high : taps[2].low};
-        if (weight == Real(0) || !owns(index[axis_])) continue;
-        volume_[index[0] * request_.stride(0) + index[1] * request_.stride(1) + index[2]] += weight * sampled_[x];
-      }
+      visit_corners(taps, [&](int32_t z, int32_t y, int32_t column, Real weight) {
+        if (weight == Real(0) || !owns(axis_ == 0 ? z : y)) return;
+        volume_[z * request_.stride(0) + y * request_.stride(1) + column] += weight * sampled_[x];
+      });
     }
   }
 

@@ -51,8 +51,7 @@ __device__ __forceinline__ Sample<Real> sample_linear(const VolumeView<Voxel>& v
   Tap<Real> taps[3];
   for (int axis = 0; axis < 3; ++axis) {
     const double position = line.at(axis, x);
-    taps[axis] = has_fill ? fill_tap<Real>(position, volume.lengths[axis])
-                          : edge_tap<Real>(position, volume.lengths[axis]);
+    taps[axis] = tap_at<Real>(position, volume.lengths[axis], false, has_fill);
   }
   return {interpolate_corners<Real>(volume.data, volume.stride_z, volume.stride_y, taps),
           Real(1) - taps[0].coverage * taps[1].coverage * taps[2].coverage};
@@ -65,16 +64,11 @@ struct SharedRows {
   Real weights[4], coverage;
 };
 
-template <class Real>
-__device__ __forceinline__ Tap<Real> linear_tap(double position, int32_t length, bool has_fill) {
-  return has_fill ? fill_tap<Real>(position, length) : edge_tap<Real>(position, length);
-}
-
 template <class Voxel, class Real>
 __device__ __forceinline__ SharedRows<Voxel, Real> shared_rows(const VolumeView<Voxel>& volume, const Line& line,
                                                                bool has_fill) {
-  const Tap<Real> z = linear_tap<Real>(line.start[0], volume.lengths[0], has_fill);
-  const Tap<Real> y = linear_tap<Real>(line.start[1], volume.lengths[1], has_fill);
+  const Tap<Real> z = tap_at<Real>(line.start[0], volume.lengths[0], false, has_fill);
+  const Tap<Real> y = tap_at<Real>(line.start[1], volume.lengths[1], false, has_fill);
   SharedRows<Voxel, Real> shared;
   shared.coverage = z.coverage * y.coverage;
   for (int row = 0; row < 4; ++row) {
@@ -94,7 +88,7 @@ __device__ __forceinline__ Real weigh(Real weight, Voxel voxel) {
 template <class Voxel, class Real>
 __device__ __forceinline__ Sample<Real> sample_row(const SharedRows<Voxel, Real>& shared, double position,
                                                    int32_t length, bool has_fill) {
-  const Tap<Real> x = linear_tap<Real>(position, length, has_fill);
+  const Tap<Real> x = tap_at<Real>(position, length, false, has_fill);
   Real low = 0, high = 0;
   for (int row = 0; row < 4; ++row) {
     low += weigh(shared.weights[row], shared.rows[row][x.low]);

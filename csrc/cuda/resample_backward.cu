@@ -49,9 +49,10 @@ __device__ __forceinline__ int64_t output_voxels(const GradientTask& task) {
   return static_cast<int64_t>(task.size.depth) * task.size.height * task.size.width;
 }
 
-// The largest finite gradient of any sample. Bits of doubles above zero have the order of their values.
+// found: the largest finite gradient of any sample, and whether others are not. Bits of doubles above zero have the
+// order of their values.
 template <class Grad>
-__global__ void largest_kernel(GradientTask task, Bits* __restrict__ largest) {
+__global__ void largest_kernel(GradientTask task, Bits* __restrict__ found) {
   __shared__ Bits block_largest;
   if (threadIdx.x == 0) block_largest = 0;
   __syncthreads();
@@ -59,11 +60,12 @@ __global__ void largest_kernel(GradientTask task, Bits* __restrict__ largest) {
   const int64_t voxels = output_voxels(task), total = task.rows * task.size.width;
   for (int64_t i = first_index(); i < total; i += index_step()) {
     const double value = fabs(sample_gradient<Grad>(task, i / voxels, i));
+    if (!is_finite(value)) found[1] = 1;
     own = is_finite(value) && value > own ? value : own;
   }
   atomicMax(&block_largest, static_cast<Bits>(__double_as_longlong(own)));
   __syncthreads();
-  if (threadIdx.x == 0) atomicMax(largest, block_largest);
+  if (threadIdx.x == 0) atomicMax(found, block_largest);
 }
 
 // The power of two that turns gradients into whole numbers whose sum over all samples fits 62 bits.
@@ -84,24 +86,11 @@ __device__ __forceinline__ void visit_neighbours(const GradientTask& task, int64
   Tap<double> taps[3];
   for (int axis = 0; axis < 3; ++axis) {
     const double position = line.at(axis, static_cast<int32_t>(x));
-    if (task.nearest) {
-      const int32_t nearest = nearest_index(position, lengths[axis]);
-      const int32_t inside = clamp_index(nearest, lengths[axis]);
-      const double weight = nearest == inside || !task.has_fill ? 1.0 : 0.0;
-      taps[axis] = {inside, inside, weight, 0.0, weight};
-    } else {
-      taps[axis] = task.has_fill ? fill_tap<double>(position, lengths[axis]) : edge_tap<double>(position, lengths[axis]);
-    }
+    taps[axis] = tap_at<double>(position, lengths[axis], task.nearest, task.has_fill);
   }
-  for (int corner = 0; corner < 8; ++corner) {
-    const double weight = (corner & 4 ? taps[0].weight_high : taps[0].weight_low) *
-                          (corner & 2 ? taps[1].weight_high : taps[1].weight_low) *
-                          (corner & 1 ? taps[2].weight_high : taps[2].weight_low);
-    if (weight == 0.0) continue;
-    const int64_t plane = corner & 4 ? taps[0].high : taps[0].low, line_y = corner & 2 ? taps[1].high : taps[1].low;
-    visit((plane * task.volume.height + line_y) * task.volume.width + (corner & 1 ? taps[2].high : taps[2].low),
-          weight);
-  }
+  visit_corners(taps, [&](int64_t plane, int64_t line_y, int64_t column, double weight) {
+    if (weight != 0.0) visit((plane * task.volume.height + line_y) * task.volume.width + column, weight);
+  });
 }
 
 template <class Grad>
@@ -128,7 +117,8 @@ __global__ void finish_kernel(GradientTask task, const Bits* __restrict__ larges
 
 // Gradients that are not finite have no place among whole numbers: what they reach becomes NaN.
 template <class Grad, class Real>
-__global__ void mark_kernel(GradientTask task, Real* __restrict__ volume) {
+__global__ void mark_kernel(GradientTask task, const Bits* __restrict__ found, Real* __restrict__ volume) {
+  if (found[1] == 0) return;
   const int64_t voxels = output_voxels(task), total = task.rows * task.size.width;
   for (int64_t i = first_index(); i < total; i += index_step()) {
     if (is_finite(sample_gradient<Grad>(task, i / voxels, i))) continue;
@@ -141,16 +131,16 @@ unsigned blocks_for(int64_t count) {
 }
 
 template <class Grad, class Real>
-void launch_gradient(const Tensor& grad, const GradientTask& task, Tensor& sums, Tensor& largest, Tensor& volume) {
+void launch_gradient(const Tensor& grad, const GradientTask& task, Tensor& sums, Tensor& summary, Tensor& volume) {
   const cudaStream_t stream = current_stream(grad);
   const unsigned blocks = blocks_for(grad.numel());
-  Bits* const most = static_cast<Bits*>(largest.mutable_data_ptr());
+  Bits* const found = static_cast<Bits*>(summary.mutable_data_ptr());
   Bits* const all = static_cast<Bits*>(sums.mutable_data_ptr());
   Real* const out = static_cast<Real*>(volume.mutable_data_ptr());
-  launch(largest_kernel<Grad>, blocks, kThreads, 0, stream, task, most);
-  launch(scatter_kernel<Grad>, blocks, kThreads, 0, stream, task, most, all);
-  launch(finish_kernel<Real>, blocks_for(volume.numel()), kThreads, 0, stream, task, most, all, volume.numel(), out);
-  launch(mark_kernel<Grad, Real>, blocks, kThreads, 0, stream, task, out);
+  launch(largest_kernel<Grad>, blocks, kThreads, 0, stream, task, found);
+  launch(scatter_kernel<Grad>, blocks, kThreads, 0, stream, task, found, all);
+  launch(finish_kernel<Real>, blocks_for(volume.numel()), kThreads, 0, stream, task, found, all, volume.numel(), out);
+  launch(mark_kernel<Grad, Real>, blocks, kThreads, 0, stream, task, found, out);
 }
 
 Tensor window_resample_backward(Tensor grad, std::optional<Tensor> result, std::vector<int64_t> shape, Tensor matrix,
@@ -161,7 +151,7 @@ Tensor window_resample_backward(Tensor grad, std::optional<Tensor> result, std::
   const bool wide = needs_double(dtype, grad.scalar_type());
   Tensor volume = torch::stable::new_empty(grad, shape, wide ? ScalarType::Double : ScalarType::Float);
   Tensor sums = torch::stable::new_zeros(grad, shape, ScalarType::Long);
-  Tensor largest = torch::stable::new_zeros(grad, {1}, ScalarType::Long);
+  Tensor summary = torch::stable::new_zeros(grad, {2}, ScalarType::Long);
   const GradientTask task{grad.const_data_ptr(),
                           result ? result->const_data_ptr() : nullptr,
                           device_parameters(matrix),
@@ -173,8 +163,8 @@ Tensor window_resample_backward(Tensor grad, std::optional<Tensor> result, std::
                           fill,
                           nearest};
   for_float_dtype(grad.scalar_type(), "grad", [&]<class Grad>() {
-    wide ? launch_gradient<Grad, double>(grad, task, sums, largest, volume)
-         : launch_gradient<Grad, float>(grad, task, sums, largest, volume);
+    wide ? launch_gradient<Grad, double>(grad, task, sums, summary, volume)
+         : launch_gradient<Grad, float>(grad, task, sums, summary, volume);
   });
   return volume;
 }

@@ -96,24 +96,40 @@ FASTMED_HD Real weighted(Real weight, Real value) {
   return weight == Real(0) ? Real(0) : weight * value;
 }
 
-// Trilinear interpolation in a contiguous volume of floats; taps along z, y, x.
+// Calls visit(z, y, x, weight) for the eight voxels around a position; taps along z, y, x.
+template <class Real, class Visit>
+FASTMED_HD void visit_corners(const Tap<Real>* taps, const Visit& visit) {
+  const Tap<Real>&z = taps[0], &y = taps[1], &x = taps[2];
+  for (int corner = 0; corner < 8; ++corner) {
+    const bool high_z = corner & 4, high_y = corner & 2, high_x = corner & 1;
+    visit(high_z ? z.high : z.low, high_y ? y.high : y.low, high_x ? x.high : x.low,
+          (high_z ? z.weight_high : z.weight_low) * (high_y ? y.weight_high : y.weight_low) *
+              (high_x ? x.weight_high : x.weight_low));
+  }
+}
+
+// Trilinear interpolation in a volume whose rows are contiguous.
 template <class Real, class Voxel>
 FASTMED_HD Real interpolate_corners(const Voxel* volume, int64_t stride_z, int64_t stride_y, const Tap<Real>* taps) {
   Real sum = 0;
-  for (int corner = 0; corner < 8; ++corner) {
-    const Tap<Real>&z = taps[0], &y = taps[1], &x = taps[2];
-    const Real weight = (corner & 4 ? z.weight_high : z.weight_low) * (corner & 2 ? y.weight_high : y.weight_low) *
-                        (corner & 1 ? x.weight_high : x.weight_low);
-    const int64_t offset = (corner & 4 ? z.high : z.low) * stride_z + (corner & 2 ? y.high : y.low) * stride_y +
-                           (corner & 1 ? x.high : x.low);
-    sum += weighted(weight, static_cast<Real>(volume[offset]));
-  }
+  visit_corners(taps, [&](int32_t z, int32_t y, int32_t x, Real weight) {
+    sum += weighted(weight, static_cast<Real>(volume[z * stride_z + y * stride_y + x]));
+  });
   return sum;
 }
 
 // floor(position + 0.5), or -1 or length where that lies outside.
 FASTMED_HD int32_t nearest_index(double position, int32_t length) {
   return floor_to_int(clamp_position(position + 0.5, -1.0, length));
+}
+
+// The tap of a position in either mode; without fill a position outside takes the value of the edge.
+template <class Real>
+FASTMED_HD Tap<Real> tap_at(double position, int32_t length, bool nearest, bool fill) {
+  if (!nearest) return fill ? fill_tap<Real>(position, length) : edge_tap<Real>(position, length);
+  const int32_t index = nearest_index(position, length), inside = clamp_index(index, length);
+  const Real weight = index == inside || !fill ? Real(1) : Real(0);
+  return {inside, inside, weight, Real(0), weight};
 }
 
 // True more than half a voxel beyond the first or last voxel centre.

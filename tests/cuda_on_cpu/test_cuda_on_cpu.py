@@ -45,9 +45,7 @@ def _gradients(case):
     ]
 
 
-@pytest.mark.parametrize(
-    "case", [each for each in OP_CASES if not getattr(each, "large", False)], ids=str
-)
+@pytest.mark.parametrize("case", [each for each in OP_CASES if not each.large], ids=str)
 def test_emulated_kernels_agree_with_the_cpu(case):
     expected, slopes = _call(case), _gradients(case)
     with emulated.Emulated() as emulation:
