@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,14 +21,24 @@ class Mask:
     voxels: int
 
 
+@dataclass(frozen=True)
+class Score:
+    """The probability, 0..1, that a scan has a label; those of one scan sum to 1."""
+
+    label: str
+    probability: float
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """The result of one model on one scan.
 
     series: the Volume's name; source: its path; model: the spec's name.
-    labels: [D, H, W] uint8 or int16 label map on `geometry`, the scan's own grid; 0 is background.
+    labels: [D, H, W] uint8 or int16 label map on `geometry`, the scan's own grid; 0 is background;
+        None where the model labels no voxels.
     classes: what the label values mean.
-    masks: the figures of each class, in that order.
+    masks: the figures of each class, in that order; empty without a label map.
+    scores: of a classification, class 0 (the spec's `negative`) first; else empty.
     slice_labels: for scans laid onto a uniform grid, the [H, W] labels of each original slice by
         SOPInstanceUID; else empty.
     """
@@ -37,11 +47,12 @@ class Findings:
     source: str
     model: str
     geometry: Geometry
-    labels: np.ndarray
+    labels: np.ndarray | None
     classes: tuple[Label, ...]
-    masks: tuple[Mask, ...]
-    slice_labels: dict[str, np.ndarray]
+    masks: tuple[Mask, ...] = ()
+    slice_labels: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    scores: tuple[Score, ...] = ()
 
 
 def measure_masks(

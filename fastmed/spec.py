@@ -6,14 +6,23 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+TASKS = ("segmentation", "classification")
+MODALITIES = ("ct", "grey")
+REGIONS = ("scan", "lungs")
+
 
 @dataclass(frozen=True)
 class Label:
-    """One class of a model: its value in the label map, its name, its SNOMED CT code if known."""
+    """One class of a model: its value, its name, its SNOMED CT code if known.
+
+    grey: the value that stands for it in label images (such as 255 in a black and white mask);
+        None where it is the value itself.
+    """
 
     value: int
     name: str
     snomed_ct: str = ""
+    grey: int | None = None
 
 
 @dataclass(frozen=True)
@@ -25,17 +34,47 @@ class Network:
 
 
 @dataclass(frozen=True)
+class CleanUp:
+    """What is done to a label map after segmentation, per label and in this order; all off.
+
+    largest_component: keep the largest connected piece (26 neighbours) alone.
+    fill_holes: give the label what it encloses in 3D (in the image's plane where D is 1).
+    smallest_ml: drop connected pieces of less than this volume, in ml; 0 keeps all.
+    """
+
+    largest_component: bool = False
+    fill_holes: bool = False
+    smallest_ml: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.smallest_ml) and self.smallest_ml >= 0):
+            raise ValueError(f"smallest_ml {self.smallest_ml}: expected 0 or more")
+
+    @property
+    def is_off(self) -> bool:
+        return self == CleanUp()
+
+
+@dataclass(frozen=True)
 class Spec:
     """How a model sees a scan and what its outputs mean.
 
-    task: "segmentation".
-    labels: the foreground classes; 0 is background; the values are 1, 2, ..., len(labels).
-    spacing_mm_zyx: voxel spacing of the network's grid in mm.
+    task: "segmentation" (a label per voxel) or "classification" (a label per scan).
+    labels: the classes but the first; the values are 1, 2, ..., len(labels). Class 0 is
+        background, or the scan that has none of them.
+    negative: the name of class 0 of a classification.
+    modality: "ct" (HU, mm) or "grey" (grey images: grey values in place of HU, pixels of mm).
+    dimensions: 3, or 2 where the network sees slices [B, C, H, W]; tiles are 1 deep then.
+    region: what is cut from a scan: "scan" (all of it) or "lungs" (the box around both lungs).
+    spacing_mm_zyx: voxel spacing of the network's grid in mm; None where its size is given.
+    size_zyx: size of the network's grid, whatever the region's extent; None where spacing is given.
     window_hu: (low, high) of the intensity window that becomes 0..1.
-    outside_hu: what stands outside a sheared scan.
-    tile_zyx: voxels of a sliding-window tile, each at least 1.
+    outside_hu: what stands outside a sheared scan, or outside the scan around a region.
+    tile_zyx: voxels of a sliding-window tile, each at least 1; a classification sees its whole
+        grid at once and has none.
     overlap: share of a tile, 0 <= overlap < 1, that it has in common with its neighbour.
     size_multiple: an axis shorter than the tile is padded to the next multiple of this.
+    clean_up: what is done to the label map of a segmentation.
     network: how to build it in torch; None where the bundle brings only an ONNX file.
 
     Raises ValueError that names the field.
@@ -44,42 +83,87 @@ class Spec:
     name: str
     task: str
     labels: tuple[Label, ...]
-    spacing_mm_zyx: tuple[float, float, float]
+    spacing_mm_zyx: tuple[float, float, float] | None
     window_hu: tuple[float, float]
-    tile_zyx: tuple[int, int, int]
+    tile_zyx: tuple[int, int, int] | None = None
     overlap: float = 0.25
     size_multiple: int = 16
     outside_hu: float = -1024.0
     network: Network | None = None
     trained_on: str = ""
     notice: str = ""
+    size_zyx: tuple[int, int, int] | None = None
+    modality: str = "ct"
+    dimensions: int = 3
+    region: str = "scan"
+    negative: str = "negative"
+    clean_up: CleanUp = CleanUp()
 
     def __post_init__(self) -> None:
-        if self.task != "segmentation":
-            raise ValueError(f"task {self.task!r}: this version knows 'segmentation'")
+        self._check_meaning()
+        self._check_grid()
+        self._check_tiles()
+
+    def _check_meaning(self) -> None:
+        for field_name, value, known in (
+            ("task", self.task, TASKS),
+            ("modality", self.modality, MODALITIES),
+            ("region", self.region, REGIONS),
+            ("dimensions", self.dimensions, (2, 3)),
+        ):
+            if value not in known:
+                names = " or ".join(map(repr, known))
+                raise ValueError(f"{field_name} {value!r}: this version knows {names}")
         if [label.value for label in self.labels] != list(range(1, len(self.labels) + 1)):
             raise ValueError("labels: expected the values 1, 2, 3, ... in order")
         if not self.labels:
             raise ValueError("labels: a model names at least one label")
         if len({label.name for label in self.labels}) != len(self.labels):
             raise ValueError("labels: two labels have the same name")
-        spacing, window = self.spacing_mm_zyx, self.window_hu
-        if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
+        greys = [0, *(label.value if label.grey is None else label.grey for label in self.labels)]
+        if len(set(greys)) != len(greys) or not all(0 <= grey <= 65535 for grey in greys):
+            raise ValueError(f"labels: grey values {greys[1:]}: expected others than 0, all unlike")
+        if self.region == "lungs" and (self.modality != "ct" or self.task == "segmentation"):
+            raise ValueError("region 'lungs': only for the classification of CT")
+
+    def _check_grid(self) -> None:
+        spacing, size, window = self.spacing_mm_zyx, self.size_zyx, self.window_hu
+        if (spacing is None) == (size is None):
+            raise ValueError("spacing_mm_zyx, size_zyx: expected one of them, not both or none")
+        if spacing is not None and (
+            len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing)
+        ):
             raise ValueError(f"spacing_mm_zyx {spacing}: expected three positive numbers")
+        if size is not None and not _is_size(size):
+            raise ValueError(f"size_zyx {size}: expected three sizes of at least 1")
         if len(window) != 2 or not all(map(math.isfinite, window)) or window[1] <= window[0]:
             raise ValueError(f"window_hu {window}: expected (low, high) with low < high")
-        if len(self.tile_zyx) != 3 or not all(isinstance(n, int) and n > 0 for n in self.tile_zyx):
-            raise ValueError(f"tile_zyx {self.tile_zyx}: expected three sizes of at least 1")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap {self.overlap}: expected 0 <= overlap < 1")
-        if self.size_multiple < 1 or any(n % self.size_multiple for n in self.tile_zyx):
-            raise ValueError(
-                f"size_multiple {self.size_multiple}: expected a divisor of each of {self.tile_zyx}"
-            )
         if not math.isfinite(self.outside_hu):
             raise ValueError(f"outside_hu {self.outside_hu}: expected a finite number")
 
+    def _check_tiles(self) -> None:
+        tile = self.tile_zyx
+        if (tile is None) != (self.task == "classification"):
+            raise ValueError("tile_zyx: a segmentation has tiles, a classification has none")
+        if tile is not None and not _is_size(tile):
+            raise ValueError(f"tile_zyx {tile}: expected three sizes of at least 1")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap {self.overlap}: expected 0 <= overlap < 1")
+        if tile is None:
+            return
+        if self.dimensions == 2 and tile[0] != 1:
+            raise ValueError(f"tile_zyx {tile}: a network of 2 dimensions sees tiles 1 deep")
+        axes = tile[1:] if self.dimensions == 2 else tile
+        if self.size_multiple < 1 or any(n % self.size_multiple for n in axes):
+            raise ValueError(
+                f"size_multiple {self.size_multiple}: expected a divisor of each of {axes}"
+            )
+
     @property
     def num_classes(self) -> int:
-        """Background and the labels."""
+        """Class 0 and the labels."""
         return len(self.labels) + 1
+
+
+def _is_size(size: tuple) -> bool:
+    return len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)

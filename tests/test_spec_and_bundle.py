@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fastmed import bundle, exporter, models
 from fastmed.errors import BundleError, UsageError
 from fastmed.inference.engines import open_engine
-from fastmed.spec import Label, Network, Spec
+from fastmed.spec import CleanUp, Label, Network, Spec
 
 GOOD = {
     "name": "m",
@@ -43,6 +43,18 @@ WRONG_FIELDS = {
     "multiple": ({"size_multiple": 32}, "size_multiple 32: expected a divisor"),
     "multiple 0": ({"size_multiple": 0}, "size_multiple 0"),
     "outside": ({"outside_hu": float("nan")}, "outside_hu"),
+    "modality": ({"modality": "mr"}, "modality 'mr'"),
+    "dimensions": ({"dimensions": 4}, "dimensions 4"),
+    "region": ({"region": "head"}, "region 'head'"),
+    "region of labels": ({"region": "lungs"}, "only for the classification"),
+    "deep tile in 2D": ({"dimensions": 2}, "tiles 1 deep"),
+    "spacing and size": ({"size_zyx": (8, 8, 8)}, "one of them, not both"),
+    "neither": ({"spacing_mm_zyx": None}, "one of them, not both or none"),
+    "size": ({"spacing_mm_zyx": None, "size_zyx": (8, 0, 8)}, r"size_zyx \(8, 0, 8\)"),
+    "no tile": ({"tile_zyx": None}, "a segmentation has tiles"),
+    "tiles of a classification": ({"task": "classification"}, "a classification has none"),
+    "grey of background": ({"labels": (Label(1, "a", grey=0),)}, "others than 0"),
+    "equal greys": ({"labels": (Label(1, "a", grey=2), Label(2, "b"))}, "all unlike"),
 }
 
 
@@ -62,19 +74,31 @@ def specs(draw) -> Spec:
     multiple = draw(st.sampled_from((1, 2, 16)))
     low = draw(st.floats(-2000, 2000))
     arguments = {"base_channels": draw(st.sampled_from((8, 16))), "num_classes": len(names) + 1}
+    classifies, dimensions = draw(st.booleans()), draw(st.sampled_from((2, 3)))
+    tile = [multiple * draw(st.integers(1, 20)) for _ in range(3)]
+    sized = draw(st.booleans())
+    greys = draw(st.sampled_from((None, 255)))
     return Spec(
         name=draw(texts),
-        task="segmentation",
-        labels=tuple(Label(k, name, draw(texts)) for k, name in enumerate(names, 1)),
-        spacing_mm_zyx=draw(st.tuples(lengths, lengths, lengths)),
+        task="classification" if classifies else "segmentation",
+        labels=tuple(
+            Label(k, name, draw(texts), greys and greys - k) for k, name in enumerate(names, 1)
+        ),
+        spacing_mm_zyx=None if sized else draw(st.tuples(lengths, lengths, lengths)),
+        size_zyx=tuple(draw(st.integers(1, 200)) for _ in range(3)) if sized else None,
         window_hu=(low, low + draw(st.floats(1, 4000))),
-        tile_zyx=tuple(multiple * draw(st.integers(1, 20)) for _ in range(3)),
-        overlap=draw(st.floats(0, 0.99)),
-        size_multiple=multiple,
+        tile_zyx=None if classifies else (1, *tile[1:]) if dimensions == 2 else tuple(tile),
+        overlap=0.25 if classifies else draw(st.floats(0, 0.99)),
+        size_multiple=16 if classifies else multiple,
         outside_hu=draw(st.floats(-3000, 3000)),
         network=draw(st.sampled_from((None, Network("unet3d", arguments)))),
         trained_on=draw(texts),
         notice=draw(texts),
+        modality=draw(st.sampled_from(("ct", "grey"))),
+        dimensions=dimensions,
+        region="scan",
+        negative=draw(texts) if classifies else "negative",
+        clean_up=CleanUp(draw(st.booleans()), draw(st.booleans()), draw(st.floats(0, 1e3))),
     )
 
 
@@ -157,6 +181,9 @@ DAMAGED_TOML = {
     "label value": ("value = 1", "value = 1.0", "[labels] value: expected a whole number, got 1.0"),
     "label true": ("value = 1", "value = true", "[labels] value: expected a whole number"),
     "label 2": ("value = 1", "value = 2", "labels: expected the values 1, 2, 3"),
+    "label grey": ("value = 1", "value = 1\ngrey = 1.5", "[labels] grey: expected a whole number"),
+    "region": ("[tiles]", "region = 3\n[tiles]", "[grid] region: expected a text, got 3"),
+    "clean up": ("[network]", "[clean_up]\nfill_holes = 1\n[network]", "fill_holes: expected"),
     "label without name": ('name = "liver"', "", "[labels] name: missing"),
     "label name": ('name = "liver"', "name = 1", "[labels] name: expected a text"),
     "network no table": ("[network]\n", "[networks]\n", "networks: unknown"),
