@@ -8,9 +8,10 @@ _FUNCTIONS = {
     "load": "fastmed.inference.case",
     "infer": "fastmed.inference.archive",
     "export": "fastmed.exporter",
+    "train": "fastmed.training.train",
 }
 
-__all__ = ["export", "index", "infer", "load", "read"]
+__all__ = ["export", "index", "infer", "load", "read", "train"]
 
 
 def __getattr__(name: str):

@@ -70,6 +70,28 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def train(arguments: argparse.Namespace) -> int:
+    if arguments.recipe is None:
+        from fastmed.training.recipe import recipe_names
+
+        for name, description in recipe_names().items():
+            print(f"{name:20}{description}")
+        return 0
+    if arguments.data is None:
+        raise UsageError("train: --data DIR is missing; docs/data.md shows the layouts it takes")
+    fastmed.train(
+        arguments.recipe,
+        arguments.data,
+        arguments.output,
+        devices=arguments.devices,
+        device=arguments.device,
+        resume=arguments.resume,
+        settings=arguments.set,
+        quiet=arguments.quiet,
+    )
+    return 0
+
+
 def phantom(arguments: argparse.Namespace) -> int:
     from fastmed.phantom_scans import write_phantoms
 
@@ -136,6 +158,31 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, export, "write a bundle's network as ONNX into the bundle")
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     command.add_argument("--to", required=True, metavar="FORMAT", help="onnx")
+
+    command = _add(
+        commands, train, "train a pipeline on annotated scans; without RECIPE: list them"
+    )
+    command.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name, or a .toml file")
+    command.add_argument("--data", type=Path, metavar="DIR", help="annotated scans (docs/data.md)")
+    command.add_argument(
+        "--output", type=Path, metavar="RUN", help="default: ./fastmed-runs/<recipe's name>"
+    )
+    command.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="train in N processes (default: 1)"
+    )
+    command.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the recipe, such as loop.epochs=5 values.liver=[5]",
+    )
+    command.add_argument("--quiet", action="store_true", help="print errors only")
 
     command = _add(commands, phantom, "make synthetic CT scans with known truth")
     command.add_argument("kind", metavar="KIND", help="abdomen, or archive (a mixture with flaws)")

@@ -1,0 +1,1 @@
+"""Training: annotated scans and a recipe become a bundle that `fastmed infer` runs."""

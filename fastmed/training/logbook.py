@@ -1,0 +1,57 @@
+"""The files that a run leaves to look at: metrics.csv, curves.png, predictions.png, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastmed.training.pictures import Panel, curves_png, panel_image, panels_png
+from fastmed.writers.atomic import write_atomically
+
+_BOARD_PICTURES = 4
+
+
+class Logbook:
+    """Records one run's epochs.
+
+    first_epoch: the first one that will be recorded; what TensorBoard holds of it and later ones,
+        of a run that was killed, is taken back.
+    """
+
+    def __init__(self, run: Path, first_epoch: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run = run
+        self._board = SummaryWriter(run / "tensorboard", purge_step=first_epoch)
+
+    def record(self, history: Sequence[dict[str, Any]], panels: Sequence[Panel]) -> None:
+        """Writes all rows of `history` anew, and its last one to TensorBoard."""
+        row = history[-1]
+        write_atomically(self._run / "metrics.csv", [metrics_csv(history).encode()])
+        write_atomically(self._run / "curves.png", [curves_png(history)])
+        if panels:
+            write_atomically(self._run / "predictions.png", [panels_png(panels)])
+        for name, value in row.items():
+            if name != "epoch" and value is not None and math.isfinite(value):
+                self._board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        for number, panel in enumerate(panels[:_BOARD_PICTURES]):
+            picture = panel_image(panel)
+            self._board.add_image(f"sample/{number}", picture, row["epoch"], dataformats="HWC")
+        self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()
+
+
+def metrics_csv(history: Sequence[dict[str, Any]]) -> str:
+    """All rows as CSV; a figure that an epoch lacks is empty."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

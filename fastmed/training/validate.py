@@ -1,0 +1,174 @@
+"""Validation and the final test: cases go through the same inference as `fastmed infer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastmed.findings import Findings
+from fastmed.geometry import Geometry
+from fastmed.inference.case import Model
+from fastmed.inference.engines import NetworkEngine
+from fastmed.metrics.classification import ClassificationScores, classification_scores
+from fastmed.metrics.overlap import mean_scores, segmentation_counts
+from fastmed.ops import window_resample
+from fastmed.preprocessing import to_grid
+from fastmed.spec import Spec
+from fastmed.training.cache import StoredCase
+from fastmed.training.pictures import Panel
+
+
+@dataclass(frozen=True, eq=False)
+class CaseResult:
+    """What became of one case.
+
+    loss: None where the case has no truth. counts: [classes, 3] voxels (intersection, prediction,
+    target) and agreeing and all voxels, of a segmentation. probabilities: of a classification.
+    """
+
+    name: str
+    patient: str
+    loss: float | None
+    counts: np.ndarray | None = None
+    agreeing: tuple[int, int] | None = None
+    probabilities: tuple[float, ...] = ()
+    target: int | None = None
+    panel: Panel | None = field(default=None, repr=False)
+
+
+def run_cases(
+    network: nn.Module,
+    cases: Sequence[StoredCase],
+    spec: Spec,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: str,
+    *,
+    panels: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[CaseResult]:
+    """Runs a network over whole scans in eval mode, without gradients.
+
+    loss: as in training, taken here over each whole grid. panels: how many of the first cases
+    bring a picture. The network is in the mode afterwards that it was in before.
+    """
+    was_training = network.training
+    network.eval()
+    run = _RUNS[spec.task]
+    try:
+        with torch.inference_mode():
+            model = Model(spec, NetworkEngine(network, spec, device))
+            results = []
+            for number, case in enumerate(cases):
+                results.append(run(model, case, spec, loss, number < panels))
+                progress(number + 1)
+            return results
+    finally:
+        network.train(was_training)
+
+
+def summarise(results: Sequence[CaseResult], spec: Spec) -> dict[str, float | None]:
+    """Loss and scores over cases: means over cases, and over labels where there are several.
+
+    A label that is in neither prediction nor truth of a case does not count there. Figures that
+    do not exist (an AUC of one class alone) are None.
+    """
+    losses = [result.loss for result in results if result.loss is not None]
+    row: dict[str, float | None] = {"loss": float(np.mean(losses)) if losses else None}
+    if spec.task == "classification":
+        scores = classify(results)
+        if scores is not None:
+            row |= {"accuracy": _known(scores.accuracy), "f1": _known(scores.f1)}
+            row["auc"] = _known(scores.auc)
+        return row
+    scored = [result for result in results if result.counts is not None]
+    if scored:
+        row |= mean_scores([result.counts for result in scored])
+        agreeing = np.sum([result.agreeing for result in scored], axis=0)
+        row["accuracy"] = float(agreeing[0] / agreeing[1])
+    return row
+
+
+def classify(results: Sequence[CaseResult], bootstraps: int = 0) -> ClassificationScores | None:
+    """Scores of a classification over cases with a truth; None where there are none."""
+    known = [result for result in results if result.target is not None]
+    if not known:
+        return None
+    return classification_scores(
+        np.array([result.probabilities for result in known]),
+        np.array([result.target for result in known]),
+        bootstraps=bootstraps,
+    )
+
+
+def _segment(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool) -> CaseResult:
+    volume = case.volume()
+    logits, grid = model.see(volume)
+    findings = model.decode(logits, grid, volume)
+    counts = agreeing = value = None
+    if case.labels is not None:
+        truth = np.ascontiguousarray(case.labels)
+        value = float(loss(logits[None], _on_grid(truth, case.geometry, grid, logits.device)[None]))
+        counts, agreeing = segmentation_counts(findings.labels, truth, spec.num_classes)
+    panel = _segmentation_panel(case, findings, spec) if with_panel else None
+    return CaseResult(case.case.name, case.case.patient, value, counts, agreeing, panel=panel)
+
+
+def _classify(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool) -> CaseResult:
+    volume = case.volume()
+    logits, grid = model.see(volume)
+    findings = model.decode(logits, grid, volume)
+    target = case.case.target
+    value = None
+    if target is not None:
+        value = float(loss(logits[None], torch.tensor([target], device=logits.device)))
+    panel = _classification_panel(case, findings, spec) if with_panel else None
+    return CaseResult(
+        case.case.name,
+        case.case.patient,
+        value,
+        probabilities=tuple(score.probability for score in findings.scores),
+        target=target,
+        panel=panel,
+    )
+
+
+_RUNS = {"segmentation": _segment, "classification": _classify}
+
+
+def _on_grid(labels: np.ndarray, geometry: Geometry, grid: Geometry, device) -> Tensor:
+    """Truth at the voxels of the network's grid, by nearest."""
+    voxels = torch.from_numpy(labels).to(device)
+    matrix = torch.from_numpy(geometry.matrix_from(grid)).to(device)
+    nearest = window_resample(voxels, matrix, grid.shape_zyx, mode="nearest", dtype=voxels.dtype)
+    return nearest.long()
+
+
+def _segmentation_panel(case: StoredCase, findings: Findings, spec: Spec) -> Panel:
+    """The slice with the most truth (else of most findings, else the middle)."""
+    marked = case.labels if case.labels is not None and np.any(case.labels) else findings.labels
+    per_slice = np.count_nonzero(marked, axis=(1, 2))
+    z = int(per_slice.argmax()) if per_slice.any() else len(per_slice) // 2
+    low, high = spec.window_hu
+    hu = case.voxels[z].astype(np.float32) * case.slope + case.intercept
+    truth = None if case.labels is None else np.asarray(case.labels[z])
+    return Panel((hu - low) / (high - low), truth, findings.labels[z], case.case.name)
+
+
+def _classification_panel(case: StoredCase, findings: Findings, spec: Spec) -> Panel:
+    """The middle slice of the grid that the network saw, and what it said."""
+    grid, _ = to_grid(case.volume(), spec)
+    said = max(findings.scores, key=lambda score: score.probability)
+    names = [spec.negative, *(label.name for label in spec.labels)]
+    truth = "" if case.case.target is None else f", truth {names[case.case.target]}"
+    caption = f"{case.case.name}: {said.label} {said.probability:.2f}{truth}"
+    return Panel(grid[grid.shape[0] // 2].numpy(), None, None, caption)
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
