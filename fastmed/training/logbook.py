@@ -37,7 +37,7 @@ class Logbook:
             write_atomically(self._run / "predictions.png", [panels_png(panels)])
         for name, value in row.items():
             if name != "epoch" and value is not None and math.isfinite(value):
-                self._board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+                self._board.add_scalar(_tag(name), value, row["epoch"])
         for number, panel in enumerate(panels[:_BOARD_PICTURES]):
             picture = panel_image(panel)
             self._board.add_image(f"sample/{number}", picture, row["epoch"], dataformats="HWC")
@@ -45,6 +45,12 @@ class Logbook:
 
     def close(self) -> None:
         self._board.close()
+
+
+def _tag(name: str) -> str:
+    """train_loss becomes train/loss, so that TensorBoard groups what belongs together."""
+    part, _, score = name.partition("_")
+    return f"{part}/{score}" if part in ("train", "val") else name
 
 
 def metrics_csv(history: Sequence[dict[str, Any]]) -> str:

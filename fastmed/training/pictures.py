@@ -13,9 +13,9 @@ import numpy as np
 from fastmed.writers.palette import label_color
 
 _CJK_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei", "Droid Sans Fallback", "SimHei", "Microsoft YaHei", "PingFang SC",
-    "AR PL UMing CN", "AR PL UKai CN",
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC",
+    "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "SimHei",
+    "Microsoft YaHei", "PingFang SC", "AR PL UMing CN", "AR PL UKai CN",
 )  # fmt: skip
 
 

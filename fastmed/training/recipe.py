@@ -124,11 +124,11 @@ class Recipe:
     spec: Spec
     description: str = ""
     values: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    loss: Loss = Loss()
-    sampling: Sampling = Sampling()
-    augmentation: Augmentation = Augmentation()
-    optimiser: Optimiser = Optimiser()
-    loop: Loop = Loop()
+    loss: Loss = field(default_factory=Loss)
+    sampling: Sampling = field(default_factory=Sampling)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    loop: Loop = field(default_factory=Loop)
 
     def __post_init__(self) -> None:
         if self.spec.network is None:
