@@ -19,7 +19,7 @@ TINY = (
 
 
 def balls(folder: Path, count: int = 8, side: int = 20, seed: int = 0) -> Path:
-    """Writes `count` CTs with a bright ball each and its label: image/ and label/ by equal names."""
+    """Writes `count` CTs with a bright ball each, and its label, into image/ and label/."""
     rng = np.random.default_rng(seed)
     index = np.indices((side,) * 3)
     for number in range(count):

@@ -232,10 +232,7 @@ class _Tally:
             )
         self.running = value if math.isnan(self.running) else 0.95 * self.running + 0.05 * value
         self._losses += torch.tensor([value, 1.0], dtype=torch.float64, device=loss.device)
-        if logits.shape[1] == 1:
-            said = (logits[:, 0] > 0).to(torch.uint8)
-        else:
-            said = logits.argmax(1)
+        said = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
         target = batch.target
         self._right += torch.stack([(said == target).sum(), torch.tensor(target.numel())])
         if self._spec.task == "segmentation":

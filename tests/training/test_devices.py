@@ -41,7 +41,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, monkeypatch):
 def test_a_batch_that_cannot_be_shared_is_a_wrong_usage(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTMED_CACHE", str(tmp_path / "cache"))
     data = balls(tmp_path / "data")
-    with pytest.raises(UsageError, match="loop.batch_size 2: expected a multiple of --devices 3"):
+    with pytest.raises(UsageError, match=r"batch_size 2: expected a multiple of --devices 3"):
         fastmed.train(
             "liver-unet3d", data, tmp_path / "run", devices=3, device="cpu", settings=TINY
         )

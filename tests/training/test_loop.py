@@ -231,7 +231,7 @@ def test_precision_is_that_of_the_networks_arithmetic(train, monkeypatch, precis
 
 
 def test_half_precision_is_refused_on_the_cpu(train):
-    with pytest.raises(UsageError, match="loop.precision fp16: needs a CUDA device"):
+    with pytest.raises(UsageError, match=r"precision fp16: needs a CUDA device"):
         train("loop.precision=fp16")
 
 
@@ -295,16 +295,16 @@ def test_memory_stays_flat_over_epochs(train, monkeypatch):
 
 
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
-    class Library:
-        calls = []
+    calls = []
 
+    class Library:
         def mallopt(self, name, value):
-            self.calls.append((name, value))
+            calls.append((name, value))
             return 1
 
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Library())
     assert memory.keep_freed_memory()
-    assert (-4, 0) in Library.calls
+    assert (-4, 0) in calls
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert not memory.keep_freed_memory()
 
