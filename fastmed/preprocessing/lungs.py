@@ -83,7 +83,8 @@ def lung_box(volume: Volume) -> Geometry:
     """
     mask, coarse = lung_mask(volume)
     first, last = _slices_of_lungs(mask.sum(axis=(1, 2)))
-    inside = np.argwhere(mask[first : last + 1]) + (first, 0, 0)
+    inside = np.argwhere(mask[first : last + 1])
+    inside[:, 0] += first
     upright = volume.geometry.grid((_COARSE_MM,) * 3)
     at = upright.to_index(coarse.to_world(inside))
     margin = 0.5 + MARGIN_MM / _COARSE_MM
