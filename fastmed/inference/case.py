@@ -83,6 +83,11 @@ class Model:
             before = time.perf_counter()
             logits = self.engine(tiles)
             network_seconds += time.perf_counter() - before
+            if logits.dim() != task.logits_axes:
+                raise SeriesError(
+                    f"the network returned logits of {logits.dim()} axes; those of a "
+                    f"{self.spec.task} have {task.logits_axes}: check task in bundle.toml"
+                )
             return logits
 
         batch = self.batch or _BATCHES[self.spec.dimensions, self.engine.device.split(":")[0]]
@@ -98,11 +103,6 @@ class Model:
     def _check(self, logits: Tensor, task: _Task) -> None:
         expected = self.spec.num_classes
         binary = expected == 2 and task.one_logit_is_a_sigmoid
-        if logits.dim() != task.logits_axes:
-            raise SeriesError(
-                f"the network returned logits of {logits.dim()} axes for one scan; a "
-                f"{self.spec.task} has {task.logits_axes}: check task in bundle.toml"
-            )
         if logits.shape[0] not in ({1, 2} if binary else {expected}):
             first = self.spec.negative if self.spec.task == "classification" else "the background"
             raise SeriesError(
@@ -126,8 +126,9 @@ _BATCHES = {(3, "cpu"): 1, (3, "cuda"): 4, (2, "cpu"): 4, (2, "cuda"): 8}
 class _Task:
     """One line of the table of tasks.
 
-    look: from the grid [D, H, W], the network, the spec, the batch and progress to logits.
-    logits_axes: how many these have. decode: from logits, grid, Volume and spec to Findings.
+    look: from the grid [D, H, W], the network, the spec, the batch and progress to the logits of
+        the scan. logits_axes: how many those of a batch have.
+    decode: from logits, grid, Volume and spec to Findings.
     """
 
     look: Callable[..., Tensor]
@@ -161,8 +162,8 @@ def _at_once(image: Tensor, network, spec: Spec, batch: int, progress) -> Tensor
 
 
 _TASKS = {
-    "segmentation": _Task(_over_tiles, 4, segmentation.decode, True),
-    "classification": _Task(_at_once, 1, classification.decode, False),
+    "segmentation": _Task(_over_tiles, 5, segmentation.decode, True),
+    "classification": _Task(_at_once, 2, classification.decode, False),
 }
 
 
