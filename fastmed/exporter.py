@@ -20,9 +20,11 @@ WEIGHTS_KEY = "fastmed.weights_sha256"
 def export(bundle: str | Path, *, to: str = "onnx") -> Path:
     """Exports a bundle's network in float32 and puts the file into the bundle.
 
-    The ONNX network takes "image" [batch, channels, depth, height, width] float32 and returns
-    "logits" [batch, classes, depth, height, width]; batch and sizes are free. Windowing,
-    resampling and argmax are not in it: they stay in fastmed.ops, once for all engines.
+    The ONNX network takes "image" [batch, channels, depth, height, width] float32, without depth
+    where the spec has 2 dimensions, and returns "logits": of a segmentation [batch, classes] and
+    the sizes of the image, of a classification [batch, classes]. Batch and sizes are free.
+    Windowing, resampling, argmax and softmax are not in it: they stay outside, once for all
+    engines.
 
     to: "onnx". Returns the file's path. Raises UsageError for another format, BundleError where
     the bundle cannot be read or the exported network does not pass onnx.checker.
@@ -44,13 +46,12 @@ def export(bundle: str | Path, *, to: str = "onnx") -> Path:
 def _onnx_program(network: torch.nn.Module, source: bundles.Bundle) -> torch.onnx.ONNXProgram:
     multiple = max(source.spec.size_multiple, 16)
     channels = source.spec.network.arguments.get("in_channels", 1)
-    example = torch.zeros(2, channels, 2 * multiple + 1, 3 * multiple, 2 * multiple + 3)
-    names = ("batch", None, "depth", "height", "width")
-    low = {"batch": 1, "depth": multiple, "height": multiple, "width": multiple}
+    sizes = (2 * multiple + 1, 3 * multiple, 2 * multiple + 3)
+    example = torch.zeros(2, channels, *sizes[-source.spec.dimensions :])
+    names = _free_sizes(source)[0]
     free = {
-        axis: torch.export.Dim(name, min=low[name], max=4096)
-        for axis, name in enumerate(names)
-        if name
+        axis: torch.export.Dim(name, min=multiple if axis else 1, max=4096)
+        for axis, name in zip((0, *range(2, example.dim())), names, strict=True)
     }
     # torch.export raises where a declared free size is not free; torch.onnx alone would fix it.
     # A smallest size of 1 at the bottom of the network is no special case: its output is tested.
@@ -88,13 +89,21 @@ def _check(model, source: bundles.Bundle) -> None:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
         raise BundleError(f"bundle {source.path}: the exported ONNX is invalid: {error}") from error
-    for value, name, sizes in (
-        (model.graph.input[0], INPUT, 4),
-        (model.graph.output[0], OUTPUT, 4),
+    expected = zip((INPUT, OUTPUT), _free_sizes(source), strict=True)
+    for value, (name, sizes) in zip(
+        (model.graph.input[0], model.graph.output[0]), expected, strict=True
     ):
-        free = [d.dim_param for d in value.type.tensor_type.shape.dim if d.dim_param]
-        if value.name != name or len(free) != sizes:
+        axes = value.type.tensor_type.shape.dim
+        free = [axis.dim_param for axis in axes if axis.dim_param]
+        if value.name != name or free != list(sizes) or len(axes) != len(sizes) + 1:
             raise BundleError(
-                f"bundle {source.path}: exported {value.name} with free sizes {free}; expected "
-                f"{name} with batch, depth, height and width free"
+                f"bundle {source.path}: exported {value.name} of {len(axes)} axes with free sizes "
+                f"{free}; the spec's {source.spec.task} in {source.spec.dimensions} dimensions "
+                f"has {name} with {', '.join(sizes)} free, and the channels or classes"
             )
+
+
+def _free_sizes(source: bundles.Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the free sizes of the image and of the logits that the spec asks for."""
+    image = ("batch", *("depth", "height", "width")[-source.spec.dimensions :])
+    return image, {"segmentation": image, "classification": image[:1]}[source.spec.task]

@@ -13,10 +13,13 @@ from fastmed.volume import Volume
 
 @dataclass(frozen=True)
 class Mask:
-    """The figures of one label: volume in ml, mean HU (None where it is empty), voxel count."""
+    """The figures of one label: volume in ml, mean HU (None where it is empty), voxel count.
+
+    Of a grey image: no volume, the mean grey value, and pixels.
+    """
 
     label: str
-    volume_ml: float
+    volume_ml: float | None
     mean_hu: float | None
     voxels: int
 
@@ -33,7 +36,7 @@ class Score:
 class Findings:
     """The result of one model on one scan.
 
-    series: the Volume's name; source: its path; model: the spec's name.
+    series: the Volume's name; source: its path; model: the spec's name; modality: the spec's.
     labels: [D, H, W] uint8 or int16 label map on `geometry`, the scan's own grid; 0 is background;
         None where the model labels no voxels.
     classes: what the label values mean.
@@ -53,12 +56,16 @@ class Findings:
     slice_labels: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     scores: tuple[Score, ...] = ()
+    modality: str = "ct"
 
 
 def measure_masks(
-    volume: Volume, labels: np.ndarray, classes: tuple[Label, ...]
+    volume: Volume, labels: np.ndarray, classes: tuple[Label, ...], modality: str = "ct"
 ) -> tuple[Mask, ...]:
-    """Measures volume in ml, mean HU and voxel count of each class of a [D, H, W] label map."""
+    """Measures volume in ml, mean HU and voxel count of each class of a [D, H, W] label map.
+
+    modality: "ct", or "grey" for images without mm, whose masks have no volume.
+    """
     flat = labels.reshape(-1)
     inside = np.flatnonzero(flat != 0)  # five times as fast as on the labels themselves
     values = flat[inside]
@@ -66,11 +73,11 @@ def measure_masks(
     size = classes[-1].value + 1
     voxels = np.bincount(values, minlength=size)
     sums = np.bincount(values, weights=stored, minlength=size)
-    milliliters = volume.geometry.voxel_volume_mm3 / 1000
+    milliliters = volume.geometry.voxel_volume_mm3 / 1000 if modality == "ct" else None
     return tuple(
         Mask(
             label=label.name,
-            volume_ml=float(voxels[label.value] * milliliters),
+            volume_ml=None if milliliters is None else float(voxels[label.value] * milliliters),
             mean_hu=_mean_hu(volume, sums[label.value], voxels[label.value]),
             voxels=int(voxels[label.value]),
         )

@@ -91,8 +91,7 @@ def infer(
     loaded = load(model, engine=engine, device=device)
     if model is None:
         display.say(
-            f"No --model named: the DEMO bundle {loaded.bundle.spec.name} runs. "
-            + loaded.bundle.spec.notice
+            f"No --model named: the DEMO bundle {loaded.spec.name} runs. " + loaded.spec.notice
         )
     display.say(f"{loaded.engine_choice[0].upper()}{loaded.engine_choice[1:]}.")
     _prepare(target)

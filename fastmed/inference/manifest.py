@@ -24,7 +24,7 @@ def manifest(
     seconds: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """Returns the content of manifest.json: versions, model with hashes, settings, outcomes."""
-    spec = model.bundle.spec
+    spec = model.spec
     return {
         "program": "fastmed",
         "version": fastmed.__version__,

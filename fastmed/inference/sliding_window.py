@@ -26,15 +26,17 @@ def sliding_window(
     """Runs a network over overlapping tiles and blends its logits with Gaussian weights.
 
     grid: [D, H, W] float32 in 0..1. network: [B, 1, d, h, w] -> [B, K, d, h, w], on the grid's
-        device; it is always called with B = batch, the last time with earlier tiles filled up.
+        device; it is always called with B = batch, or with all tiles where they are fewer, the
+        last time with earlier tiles filled up.
     num_classes: of the result where every tile is void; else the network's K decides.
     overlap: share of a tile, 0 <= overlap < 1, in common with its neighbour.
     size_multiple: an axis shorter than its tile is extended by its last plane to this multiple.
     progress: called with the tiles done and their total.
 
-    A tile without a voxel above 0, where nothing reaches the window, is void: it counts as
-    background and never meets the network. Networks that normalise by their own statistics are
-    ill-conditioned there: rounding decides, engines differ by half, and some return NaN.
+    A tile without a voxel above 0, where nothing reaches the window (of a grey image: where all is
+    black), is void: it counts as background and never meets the network. Networks that normalise
+    by their own statistics are ill-conditioned there: rounding decides, engines differ by half, and
+    some return NaN.
 
     Returns logits [K, D, H, W] float32. The weights are those of nnU-Net and MONAI (standard
     deviation of an eighth of the tile), without MONAI's floor of 1e-3; they and their sum over all
@@ -59,6 +61,7 @@ def sliding_window(
         # Asked this way round, a tile with NaN is not void: what is not finite must show.
         (void if (padded[_window(corner, tile)] <= 0).all() else seen).append(corner)
     logits: Tensor | None = None
+    batch = min(batch, max(len(seen), 1))
     tiles = torch.zeros(batch, 1, *tile, device=grid.device)
     for first in range(0, len(seen), batch):
         group = seen[first : first + batch]

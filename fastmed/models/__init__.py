@@ -2,18 +2,25 @@
 
 from torch import nn
 
-from fastmed.models.unet import UNet3d
+from fastmed.models.resnet import resnet3d_18, resnet3d_34, resnet3d_50
+from fastmed.models.unet import UNet2d, UNet3d
 
-_NETWORKS = {"unet3d": UNet3d}
+_NETWORKS = {
+    "unet2d": UNet2d,
+    "unet3d": UNet3d,
+    "resnet3d_18": resnet3d_18,
+    "resnet3d_34": resnet3d_34,
+    "resnet3d_50": resnet3d_50,
+}
 
 
 def build(name: str, **arguments) -> nn.Module:
     """Builds the network `name` with fresh weights.
 
-    name: "unet3d".
+    name: "unet2d", "unet3d", "resnet3d_18", "resnet3d_34" or "resnet3d_50".
     arguments: those of the network's class, usually in_channels, num_classes, base_channels.
 
-    Raises ValueError for an unknown name, TypeError for an unknown argument.
+    Raises ValueError for an unknown name or a bad value, TypeError for an unknown argument.
     """
     if name not in _NETWORKS:
         raise ValueError(f"network {name!r} is unknown; known are {', '.join(sorted(_NETWORKS))}")

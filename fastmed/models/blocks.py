@@ -1,51 +1,109 @@
-"""The parts that U-Nets are made of."""
+"""The parts that U-Nets are made of, in 2D and 3D, and the checks of what comes in."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
 
-class DoubleConv3d(nn.Sequential):
-    """Twice: 3 x 3 x 3 convolution with bias, GroupNorm of 8 groups, ReLU. Keeps the size."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+def pointwise(dimensions: int, in_channels: int, out_channels: int) -> nn.Module:
+    """A convolution of kernel 1, with bias."""
+    return _CONV[dimensions](in_channels, out_channels, 1)
+
+
+class DoubleConv(nn.Sequential):
+    """Twice: convolution of kernel 3 with bias, norm, ReLU. Keeps the size.
+
+    The norm is BatchNorm in 2D; in 3D, where memory allows few scans per batch, GroupNorm of 8
+    groups.
+    """
+
+    def __init__(self, dimensions: int, in_channels: int, out_channels: int):
         super().__init__(
-            nn.Conv3d(in_channels, out_channels, 3, padding=1),
-            nn.GroupNorm(8, out_channels),
+            _CONV[dimensions](in_channels, out_channels, 3, padding=1),
+            _norm(dimensions, out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv3d(out_channels, out_channels, 3, padding=1),
-            nn.GroupNorm(8, out_channels),
+            _CONV[dimensions](out_channels, out_channels, 3, padding=1),
+            _norm(dimensions, out_channels),
             nn.ReLU(inplace=True),
         )
 
 
-class Down3d(nn.Sequential):
-    """Halves each size, rounding down (max pooling), then a DoubleConv3d."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(nn.MaxPool3d(2), DoubleConv3d(in_channels, out_channels))
+def _norm(dimensions: int, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if dimensions == 2 else nn.GroupNorm(8, channels)
 
 
-class Up3d(nn.Module):
-    """Doubles the deep feature, pads it to the skip's size, joins both, then a DoubleConv3d.
+class Down(nn.Sequential):
+    """Halves each size, rounding down (max pooling), then a DoubleConv."""
+
+    def __init__(self, dimensions: int, in_channels: int, out_channels: int):
+        super().__init__(_POOL[dimensions](2), DoubleConv(dimensions, in_channels, out_channels))
+
+
+class Up(nn.Module):
+    """Doubles the deep feature, pads it to the skip's size, joins both, then a DoubleConv.
 
     deep_channels, skip_channels: widths of the two inputs.
-    up: "trilinear" (align_corners=True) or "transpose" (a learnt 2 x 2 x 2 kernel, stride 2).
+    up: "bilinear" in 2D, "trilinear" in 3D (align_corners=True), or "transpose" (a learnt kernel
+        of size and stride 2).
     """
 
-    def __init__(self, deep_channels: int, skip_channels: int, out_channels: int, up: str):
+    def __init__(
+        self, dimensions: int, deep_channels: int, skip_channels: int, out_channels: int, up: str
+    ):
         super().__init__()
-        if up == "trilinear":
-            self.up = nn.Upsample(scale_factor=2, mode="trilinear", align_corners=True)
+        linear = LINEAR[dimensions]
+        if up == linear:
+            self.up = nn.Upsample(scale_factor=2, mode=linear, align_corners=True)
         elif up == "transpose":
-            self.up = nn.ConvTranspose3d(deep_channels, deep_channels, 2, stride=2)
+            self.up = _TRANSPOSED[dimensions](deep_channels, deep_channels, 2, stride=2)
         else:
-            raise ValueError(f"up {up!r}: expected 'trilinear' or 'transpose'")
-        self.conv = DoubleConv3d(skip_channels + deep_channels, out_channels)
+            raise ValueError(f"up {up!r}: expected {linear!r} or 'transpose'")
+        self.conv = DoubleConv(dimensions, skip_channels + deep_channels, out_channels)
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         deep = self.up(deep)
-        z, y, x = (skip.shape[axis] - deep.shape[axis] for axis in (2, 3, 4))
         # Max pooling drops at most the last plane of an odd size, so there is one to give back.
-        deep = F.pad(deep, (0, x, 0, y, 0, z))
+        missing = [skip.shape[axis] - deep.shape[axis] for axis in range(2, deep.dim())]
+        deep = F.pad(deep, [side for n in reversed(missing) for side in (0, n)])
         return self.conv(torch.cat([skip, deep], dim=1))
+
+
+def check_input(network: nn.Module, x: Tensor, in_channels: int, smallest: int) -> None:
+    """Raises ValueError unless x is [B, in_channels, *sizes] with sizes of at least `smallest`."""
+    if torch.compiler.is_compiling():  # a free size has no value; its range is the exporter's
+        return
+    name, sizes = type(network).__name__, x.shape[2:]
+    axes = ["D, H, W", "H, W"][network.dimensions == 2]
+    if x.dim() != network.dimensions + 2 or x.shape[1] != in_channels:
+        raise ValueError(f"{name}: expected [B, {in_channels}, {axes}], got {list(x.shape)}")
+    if min(sizes) < smallest:
+        raise ValueError(f"{name}: expected {axes} of at least {smallest}, got {list(sizes)}")
+
+
+def check_batch_norm(network: nn.Module, x: Tensor, step: int, rounded) -> None:
+    """Raises ValueError where BatchNorm in training has one value per channel: no variance.
+
+    step: how many voxels along each axis the deepest feature makes one of, rounded by `rounded`.
+    """
+    if torch.compiler.is_compiling() or not network.training:
+        return
+    values = x.shape[0] * math.prod(rounded(n / step) for n in x.shape[2:])
+    if values == 1:
+        raise ValueError(
+            f"{type(network).__name__}: BatchNorm cannot train on {list(x.shape)}, which leaves "
+            "one value per channel; take a larger batch or size"
+        )
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for the first argument that is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} {count}: expected at least 1")

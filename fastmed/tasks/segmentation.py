@@ -17,15 +17,24 @@ def decode(logits: Tensor, grid: Geometry, volume: Volume, spec: Spec) -> Findin
     """Turns logits [classes, D, H, W] on `grid` into labels and figures on the scan's own grid.
 
     The label of a voxel is the argmax of the logits interpolated at its centre, ties to the lowest
-    class; the grid's outermost logits hold to the edge of the scan. Scans that were laid onto a
-    uniform grid also get labels on each original slice, cut from the same logits.
+    class; the grid's outermost logits hold to the edge of the scan. Then comes the spec's clean-up.
+    Scans that were laid onto a uniform grid also get labels on each original slice: cut from the
+    same logits or, after a clean-up, those of the nearest cleaned slice.
     """
     labels = _labels(logits, grid, volume.geometry)
+    cleaned = not spec.clean_up.is_off
+    if cleaned:
+        from fastmed.tasks.clean_up import clean
+
+        labels = clean(labels, spec, volume.geometry.voxel_volume_mm3 / 1000)
     slice_labels = {}
     if volume.is_resliced:
         for source in volume.slices:
-            slab = volume.geometry.slab(source.z_index)
-            slice_labels[source.sop_instance_uid] = _labels(logits, grid, slab)[0]
+            slice_labels[source.sop_instance_uid] = (
+                labels[int(np.rint(source.z_index))]
+                if cleaned
+                else _labels(logits, grid, volume.geometry.slab(source.z_index))[0]
+            )
     return Findings(
         series=volume.name,
         source=volume.source,
@@ -33,9 +42,10 @@ def decode(logits: Tensor, grid: Geometry, volume: Volume, spec: Spec) -> Findin
         geometry=volume.geometry,
         labels=labels,
         classes=spec.labels,
-        masks=measure_masks(volume, labels, spec.labels),
+        masks=measure_masks(volume, labels, spec.labels, spec.modality),
         slice_labels=slice_labels,
         warnings=volume.warnings,
+        modality=spec.modality,
     )
 
 

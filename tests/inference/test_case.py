@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastmed import bundle
 from fastmed.errors import SeriesError
 from fastmed.findings import measure_masks
 from fastmed.geometry import Geometry
@@ -34,15 +33,14 @@ class Threshold:
 
 
 @pytest.fixture
-def oracle(tiny_spec, tmp_path):
+def oracle(tiny_spec):
     """A model whose labels are the bodies of `scan_of`."""
     spec = replace(
         tiny_spec, spacing_mm_zyx=(1.5, 1.5, 1.5), window_hu=(-500.0, 500.0), network=None
     )
 
     def make(engine=None, **changes):
-        read = bundle.Bundle(tmp_path, replace(spec, **changes))
-        return Model(read, engine or Threshold(), "as told")
+        return Model(replace(spec, **changes), engine or Threshold(), "as told")
 
     return make
 
@@ -121,7 +119,7 @@ def test_a_body_that_fills_the_scan_is_labelled_to_its_last_voxel(oracle, geomet
 
 def test_outside_a_tilted_scan_stands_air(oracle):
     volume = Volume(np.full((50, 72, 72), 200, np.int16), GEOMETRIES["tilted"])
-    image, grid = to_grid(volume, oracle().bundle.spec)
+    image, grid = to_grid(volume, oracle().spec)
     index = volume.geometry.to_index(world_of(grid))
     outside = ((index < -1) | (index > np.array(volume.geometry.shape_zyx))).any(axis=-1)
     assert outside.any()
