@@ -11,7 +11,7 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, content
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
@@ -83,7 +83,7 @@ def read_nifti(series: Series) -> Volume:
     voxels, warnings = _as_kernels_take_it(voxels), list(series.warnings)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
         voxels[~real] = (AIR_HU - stored.intercept) / stored.slope
-        warnings.append(f"{np.count_nonzero(~real)} voxels are not a number: taken as air")
+        warnings.append(f"{np.count_nonzero(~real)} {NOT_A_NUMBER}: taken as air")
     return Volume(
         voxels=voxels,
         geometry=series.geometry,
