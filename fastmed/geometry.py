@@ -145,12 +145,6 @@ class Geometry:
         affine[:3, 3] = self.to_world((first_z, 0.0, 0.0))
         return Geometry((slices, *self.shape_zyx[1:]), affine)
 
-    def piece(self, first_zyx, shape_zyx) -> Geometry:
-        """The same grid from voxel `first_zyx` on, of another shape."""
-        affine = self.affine.copy()
-        affine[:3, 3] = self.to_world(first_zyx)
-        return Geometry(tuple(shape_zyx), affine)
-
     def grid(self, spacing_mm_zyx) -> Geometry:
         """Lays a right-angled grid of the given spacing (mm along z, y, x) over this scan.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastmed.volume import Volume
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".npy")
 GREY_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".npy")
 SUBSETS = ("train", "val", "test")
+GRIDS_AGREE_VOXELS = 1e-3  # largest distance between the corners of a scan and of its label map
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,28 @@ def read_label(case: Case, spec: Spec) -> tuple[np.ndarray, Geometry | None]:
     return labels, None if _is_plain(case.label) else geometry
 
 
+def pair_problems(name: str, scan: Geometry, label_shape, label: Geometry | None) -> list[str]:
+    """Why an image and its label map do not lie on one grid; [] where they do.
+
+    label: None where the label file does not say where it is; its shape must do then.
+    """
+    if tuple(label_shape) != scan.shape_zyx:
+        return [f"{name}: the image has shape {scan.shape_zyx}, its label {tuple(label_shape)}"]
+    if label is None:
+        return []
+    corners = np.array(list(product(*((0, n - 1) for n in scan.shape_zyx))), dtype=np.float64)
+    apart = np.abs(label.to_index(scan.to_world(corners)) - corners).max()
+    if apart <= GRIDS_AGREE_VOXELS:
+        return []
+    return [f"{name}: image and label lie on different grids, {apart:.3g} voxels apart"]
+
+
 def _volume(path: Path, spec: Spec) -> Volume:
     if _is_plain(path):
         voxels = _plain_voxels(path)
         geometry = Geometry.from_spacing(voxels.shape, (1.0, 1.0, 1.0))
-        return Volume(voxels, geometry, name=path.name, source=path.name)
+        knows = spec.modality == "grey"
+        return Volume(voxels, geometry, name=path.name, source=path.name, spacing_is_known=knows)
     from fastmed.readers.index import read
 
     volumes = read(path)

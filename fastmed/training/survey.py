@@ -6,17 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from fastmed.errors import DataError
-from fastmed.geometry import Geometry
 from fastmed.spec import Spec
-from fastmed.training.cases import Case, read_image, read_label
+from fastmed.training.cases import Case, pair_problems, read_image, read_label
 from fastmed.training.label_values import LabelValues
+from fastmed.training.stored_case import network_grid
 
-GRIDS_AGREE_VOXELS = 1e-3  # largest distance between the corners of a scan and of its label map
 _NAMED = 6  # stored values that an error lists
 
 
@@ -154,6 +152,7 @@ def _absent_classes(found: Survey, spec: Spec) -> list[str]:
 def _examined(case: Case, spec: Spec, meaning: LabelValues):
     """Returns the facts, the problems and the warnings of one case."""
     volume = read_image(case, spec)
+    network_grid(case, volume, spec)
     facts = CaseFacts(
         case.name,
         volume.voxels.shape,
@@ -180,19 +179,3 @@ def _examined(case: Case, spec: Spec, meaning: LabelValues):
 
 def _with_voxels(facts: CaseFacts, counts: np.ndarray) -> CaseFacts:
     return CaseFacts(**{**vars(facts), "voxels": tuple(counts.tolist())})
-
-
-def pair_problems(name: str, scan: Geometry, label_shape, label: Geometry | None) -> list[str]:
-    """Why an image and its label map do not lie on one grid; [] where they do.
-
-    label: None where the label file does not say where it is; its shape must do then.
-    """
-    if tuple(label_shape) != scan.shape_zyx:
-        return [f"{name}: the image has shape {scan.shape_zyx}, its label {tuple(label_shape)}"]
-    if label is None:
-        return []
-    corners = np.array(list(product(*((0, n - 1) for n in scan.shape_zyx))), dtype=np.float64)
-    apart = np.abs(label.to_index(scan.to_world(corners)) - corners).max()
-    if apart <= GRIDS_AGREE_VOXELS:
-        return []
-    return [f"{name}: image and label lie on different grids, {apart:.3g} voxels apart"]
