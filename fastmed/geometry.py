@@ -145,6 +145,27 @@ class Geometry:
         affine[:3, 3] = self.to_world((first_z, 0.0, 0.0))
         return Geometry((slices, *self.shape_zyx[1:]), affine)
 
+    def crop(self, first_zyx, size_zyx) -> Geometry:
+        """The part of this grid that begins at (fractional) index `first_zyx`."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.to_world(first_zyx)
+        return Geometry(tuple(size_zyx), affine)
+
+    def resized(self, size_zyx) -> Geometry:
+        """The same space, sheared as it is, divided into another number of voxels."""
+        stretch = np.array(self.shape_zyx) / np.asarray(size_zyx)
+        first = self.to_world((stretch - 1) / 2)
+        return Geometry.from_axes(tuple(size_zyx), first, self.steps_lps_mm * stretch[:, None])
+
+    def along_patient(self) -> Geometry:
+        """The same voxels, axes reordered and flipped to run nearest to head, back and left."""
+        order, signs = _patient_order(self.directions)
+        shape = np.array(self.shape_zyx)
+        last = np.zeros(3)
+        last[list(order)] = np.where(signs < 0, shape[list(order)] - 1, 0)
+        steps = self.steps_lps_mm[list(order)] * signs[:, None]
+        return Geometry.from_axes(tuple(shape[list(order)]), self.to_world(last), steps)
+
     def grid(self, spacing_mm_zyx) -> Geometry:
         """Lays a right-angled grid of the given spacing (mm along z, y, x) over this scan.
 
@@ -154,18 +175,7 @@ class Geometry:
         and is then large enough for every voxel; else it covers the scan to half a voxel.
         """
         spacing = np.asarray(spacing_mm_zyx, dtype=np.float64)
-        axes = self.directions.copy()
-        if self.is_sheared:
-            axes[2] -= (axes[2] @ axes[0]) * axes[0]
-            axes[2] /= np.linalg.norm(axes[2])
-            across = np.cross(axes[0], axes[2])
-            axes[1] = across if across @ axes[1] > 0 else -across
-        axes = _nearest_to_patient_axes(axes)
-
-        shape = np.array(self.shape_zyx)
-        corners = np.array(np.meshgrid(*([-0.5, n - 0.5] for n in shape), indexing="ij"))
-        along = self.to_world(corners.reshape(3, -1).T) @ axes.T
-        low, high = along.min(axis=0), along.max(axis=0)
+        axes, low, high = self._upright_box()
         voxels = (high - low) / spacing
         size = np.ceil(voxels - 1e-6) if self.is_sheared else np.rint(voxels)
         size = np.maximum(size, 1).astype(int)
@@ -174,11 +184,35 @@ class Geometry:
             tuple(size), np.linalg.solve(axes, first), axes * spacing[:, None]
         )
 
+    def grid_of_size(self, size_zyx) -> Geometry:
+        """Lays a right-angled grid of the given size over this scan; its spacing follows.
 
-def _nearest_to_patient_axes(axes: np.ndarray) -> np.ndarray:
-    """Reorders and flips three unit vectors (rows) to run nearest to S, P and L."""
+        Its axes are those of `grid`. It covers the scan exactly, a sheared one with every voxel.
+        """
+        axes, low, high = self._upright_box()
+        spacing = (high - low) / np.asarray(size_zyx)
+        first = np.linalg.solve(axes, low + spacing / 2)
+        return Geometry.from_axes(tuple(size_zyx), first, axes * spacing[:, None])
+
+    def _upright_box(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Axes [3, 3] of a right-angled grid (rows), and the scan's low and high mm along them."""
+        axes = self.directions.copy()
+        if self.is_sheared:
+            axes[2] -= (axes[2] @ axes[0]) * axes[0]
+            axes[2] /= np.linalg.norm(axes[2])
+            across = np.cross(axes[0], axes[2])
+            axes[1] = across if across @ axes[1] > 0 else -across
+        order, signs = _patient_order(axes)
+        axes = axes[list(order)] * signs[:, None]
+        corners = np.array(np.meshgrid(*([-0.5, n - 0.5] for n in self.shape_zyx), indexing="ij"))
+        along = self.to_world(corners.reshape(3, -1).T) @ axes.T
+        return axes, along.min(axis=0), along.max(axis=0)
+
+
+def _patient_order(axes: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """Which of three unit vectors (rows) runs nearest to S, P and L, and the sign of each."""
     patient = np.array([(0, 0, 1), (0, 1, 0), (1, 0, 0)], dtype=np.float64)
     cosines = axes @ patient.T
     order = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[k], k]) for k in range(3)))
-    picked = axes[list(order)]
-    return picked * np.where(np.sum(picked * patient, axis=1) < 0, -1.0, 1.0)[:, None]
+    signs = np.where(np.sum(axes[list(order)] * patient, axis=1) < 0, -1.0, 1.0)
+    return order, signs

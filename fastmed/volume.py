@@ -28,6 +28,7 @@ class Volume:
     source: the path it came from, relative to the folder that was searched.
     slices: the DICOM images it was built from, by rising z index; empty for other formats.
     warnings: what a reader assumed or mended, one sentence each.
+    spacing_is_known: False where the file says nothing of it, so that the geometry's is made up.
 
     Raises ValueError where the voxels' shape is not the geometry's.
     """
@@ -40,6 +41,7 @@ class Volume:
     source: str = ""
     slices: tuple[SourceSlice, ...] = ()
     warnings: tuple[str, ...] = ()
+    spacing_is_known: bool = True
 
     def __post_init__(self) -> None:
         if self.voxels.shape != self.geometry.shape_zyx:

@@ -215,3 +215,45 @@ BAD = {
 def test_what_is_no_geometry_is_refused(shape, affine, words):
     with pytest.raises(ValueError, match=words):
         Geometry(shape, affine)
+
+
+@every_geometry
+def test_along_patient_names_the_same_voxels(geometry):
+    turned = geometry.along_patient()
+    assert turned.voxel_volume_mm3 == pytest.approx(geometry.voxel_volume_mm3)
+    assert (np.diag(turned.directions[:, ::-1]) > 0.5).all()
+    index = np.argwhere(np.ones(turned.shape_zyx))
+    back = geometry.to_index(turned.to_world(index))
+    whole = np.rint(back).astype(int)
+    np.testing.assert_allclose(back, whole, atol=1e-9)
+    assert len(np.unique(whole, axis=0)) == np.prod(geometry.shape_zyx)
+    assert whole.min() == 0
+    assert (whole.max(axis=0) == np.array(geometry.shape_zyx) - 1).all()
+
+
+@every_geometry
+def test_resized_fills_the_same_space(geometry):
+    other = geometry.resized((3, 17, 5))
+    for share in ((0, 0, 0), (1, 1, 1), (0.25, 1, 0.5)):
+        edge = np.multiply(share, geometry.shape_zyx) - 0.5
+        np.testing.assert_allclose(
+            other.to_world(np.multiply(share, other.shape_zyx) - 0.5), geometry.to_world(edge)
+        )
+
+
+@every_geometry
+def test_a_grid_of_a_size_covers_the_scan_exactly(geometry):
+    grid = geometry.grid_of_size((7, 9, 4))
+    assert grid.shape_zyx == (7, 9, 4)
+    assert not grid.is_sheared
+    np.testing.assert_allclose(grid.directions, geometry.grid((2, 2, 2)).directions, atol=1e-9)
+    low, high = _reach(grid, geometry)
+    np.testing.assert_allclose(low, -0.5, atol=1e-6)
+    np.testing.assert_allclose(high, np.array(grid.shape_zyx) - 0.5, atol=1e-6)
+
+
+@every_geometry
+def test_a_crop_is_a_part_of_the_same_grid(geometry):
+    part = geometry.crop((1, 2.5, 3), (2, 3, 1))
+    assert part.shape_zyx == (2, 3, 1)
+    np.testing.assert_allclose(part.to_world((1, 1, 0)), geometry.to_world((2, 3.5, 3)))

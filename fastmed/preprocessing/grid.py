@@ -1,0 +1,70 @@
+"""The network's grid: its place in the scan, and the scan's voxels resampled onto it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmed.errors import SeriesError
+from fastmed.geometry import Geometry
+from fastmed.ops import window_resample
+from fastmed.preprocessing.lungs import lung_box
+from fastmed.spec import Spec
+from fastmed.volume import Volume
+
+NO_SPACING = (
+    "the file does not say how far its voxels are apart, and this model needs mm: put "
+    '{"spacing_mm_zyx": [z, y, x]} into a .json file of the same name beside it'
+)
+
+# What a spec's region leaves of a scan, as a Geometry that holds it.
+_REGIONS = {"scan": lambda volume: volume.geometry, "lungs": lung_box}
+
+
+def grid_geometry(volume: Volume, spec: Spec) -> Geometry:
+    """Lays the network's grid over the spec's region of a scan.
+
+    Its axes are right-angled and run as `Geometry.grid` says. Its spacing is the spec's, or follows
+    from the region's extent where the spec gives a size.
+
+    Raises SeriesError where the region is not in the scan, or where the spec's spacing is in mm
+    and the scan's is unknown.
+    """
+    if spec.spacing_mm_zyx is not None and not volume.spacing_is_known and spec.modality == "ct":
+        raise SeriesError(NO_SPACING)
+    region = _REGIONS[spec.region](volume)
+    if spec.size_zyx is not None:
+        return region.grid_of_size(spec.size_zyx)
+    return region.grid(spec.spacing_mm_zyx)
+
+
+def fill_hu(volume: Volume, spec: Spec) -> float | None:
+    """What stands for voxels outside the scan, in HU; None repeats its outermost voxels.
+
+    A grid over a whole right-angled scan leaves it by less than a voxel; one over a sheared scan or
+    a region may leave it by more.
+    """
+    whole = spec.region == "scan" and not volume.geometry.is_sheared
+    return None if whole else spec.outside_hu
+
+
+def to_grid(
+    volume: Volume, spec: Spec, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Geometry]:
+    """Cuts the network's grid from a scan: rescale, window and resampling in one pass.
+
+    Returns the grid [D, H, W] float32 in 0..1 on `device`, and its Geometry. The window is the
+    spec's, never one of this scan. Raises as `grid_geometry`.
+    """
+    grid = grid_geometry(volume, spec)
+    image = window_resample(
+        torch.from_numpy(np.ascontiguousarray(volume.voxels)).to(device),
+        torch.from_numpy(volume.geometry.matrix_from(grid)).to(device),
+        grid.shape_zyx,
+        scale=volume.slope,
+        shift=volume.intercept,
+        window=spec.window_hu,
+        fill=fill_hu(volume, spec),
+    )
+    return image, grid
