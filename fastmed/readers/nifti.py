@@ -11,7 +11,7 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, content
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
@@ -32,7 +32,7 @@ class StoredNifti:
     intercept: float
 
 
-class _Refused(Exception):
+class _Refused(SeriesError):
     """Why a file is not taken."""
 
 
@@ -44,7 +44,7 @@ def nifti_entry(found: Found) -> Series:
         image = _open(found)
         shape = _shape(image)
         stored = _stored(image, found)
-        geometry = _geometry(image, shape, warnings)
+        geometry = nifti_geometry(image, shape, warnings)
         kind, reason = content(_voxel_blocks(stored, shape), stored.slope, stored.intercept)
         verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
         if kind == "ct":
@@ -83,7 +83,7 @@ def read_nifti(series: Series) -> Volume:
     voxels, warnings = _as_kernels_take_it(voxels), list(series.warnings)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
         voxels[~real] = (AIR_HU - stored.intercept) / stored.slope
-        warnings.append(f"{np.count_nonzero(~real)} voxels are not a number: taken as air")
+        warnings.append(f"{np.count_nonzero(~real)} {NOT_A_NUMBER}: taken as air")
     return Volume(
         voxels=voxels,
         geometry=series.geometry,
@@ -130,7 +130,8 @@ def _stored(image, found: Found) -> StoredNifti:
     )
 
 
-def _geometry(image, shape_zyx: tuple[int, int, int], warnings: list[str]) -> Geometry:
+def nifti_geometry(image, shape_zyx: tuple[int, int, int], warnings: list[str]) -> Geometry:
+    """Where the voxels of an open NIfTI file are; SeriesError where that would be guessed."""
     header = image.header
     if not (header["sform_code"] > 0 or header["qform_code"] > 0):
         raise _Refused("it has neither sform nor qform: where its voxels are would be guessed")

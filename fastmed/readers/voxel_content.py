@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+NOT_A_NUMBER = "voxels are not a number"  # in a reader's warning
 AIR_BELOW_HU = -200.0  # a body, its lungs and the air around it are never all above this
 _LABELS = 256  # a label map has no more different values than this
 _BORDERS = 0.3  # and no more than this share of its neighbouring voxels differ
