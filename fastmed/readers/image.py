@@ -23,7 +23,7 @@ _WIDER = {"i1": "i2", "u4": "i4", "i8": "i4", "u8": "i4"}
 AIR_HU = -1024.0
 
 
-class _Refused(Exception):
+class _Refused(SeriesError):
     """Why a file is not taken."""
 
 
@@ -43,7 +43,7 @@ def image_entry(found: Found, *, strict: bool) -> Series:
         shape = tuple(int(n) for n in reader.GetSize()[::-1])
         if len(shape) != 3 or shape[0] == 1 or reader.GetNumberOfComponents() != 1:
             raise _Refused(f"it has shape {shape}: expected one volume of three axes, no colour")
-        geometry = _geometry(reader, shape, strict, warnings)
+        geometry = image_geometry(reader, shape, strict, warnings)
         voxels = _voxels(found.path, found.relative)
         kind, reason = content((plane.ravel() for plane in voxels), 1.0, 0.0)
         verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
@@ -99,7 +99,7 @@ def _header(found: Found):
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        reason = _last_line(error, found.path, found.relative)
+        reason = last_line(error, found.path, found.relative)
         raise SeriesError(f"its header cannot be read ({reason})") from error
     return reader
 
@@ -110,11 +110,12 @@ def _voxels(path: str, relative: str) -> np.ndarray:
     try:
         return sitk.GetArrayFromImage(sitk.ReadImage(path))
     except RuntimeError as error:
-        reason = _last_line(error, path, relative)
+        reason = last_line(error, path, relative)
         raise SeriesError(f"its voxels cannot be read ({reason})") from error
 
 
-def _geometry(reader, shape_zyx, strict: bool, warnings: list[str]) -> Geometry:
+def image_geometry(reader, shape_zyx, strict: bool, warnings: list[str]) -> Geometry:
+    """Where the voxels of an opened image file are; SeriesError where that would be guessed."""
     with open(reader.GetFileName(), "rb") as file:
         head = file.read(_HEADER_BYTES)
     if not _SPACING.search(head):
@@ -130,7 +131,7 @@ def _geometry(reader, shape_zyx, strict: bool, warnings: list[str]) -> Geometry:
         raise _Refused(f"its geometry is not usable: {error}") from error
 
 
-def _last_line(error: Exception, path: str, relative: str) -> str:
+def last_line(error: Exception, path: str, relative: str) -> str:
     """SimpleITK's errors name its own source code first and the matter last."""
     text = str(error).strip().splitlines()
     return one_line(RuntimeError(text[-1] if text else ""), path, relative)

@@ -32,7 +32,7 @@ class StoredNifti:
     intercept: float
 
 
-class _Refused(Exception):
+class _Refused(SeriesError):
     """Why a file is not taken."""
 
 
@@ -44,7 +44,7 @@ def nifti_entry(found: Found) -> Series:
         image = _open(found)
         shape = _shape(image)
         stored = _stored(image, found)
-        geometry = _geometry(image, shape, warnings)
+        geometry = nifti_geometry(image, shape, warnings)
         kind, reason = content(_voxel_blocks(stored, shape), stored.slope, stored.intercept)
         verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
         if kind == "ct":
@@ -130,7 +130,8 @@ def _stored(image, found: Found) -> StoredNifti:
     )
 
 
-def _geometry(image, shape_zyx: tuple[int, int, int], warnings: list[str]) -> Geometry:
+def nifti_geometry(image, shape_zyx: tuple[int, int, int], warnings: list[str]) -> Geometry:
+    """Where the voxels of an open NIfTI file are; SeriesError where that would be guessed."""
     header = image.header
     if not (header["sform_code"] > 0 or header["qform_code"] > 0):
         raise _Refused("it has neither sform nor qform: where its voxels are would be guessed")
