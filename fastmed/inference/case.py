@@ -72,6 +72,22 @@ class Model:
         where the network returns logits that are not finite: they never become an answer.
         """
         clock = clock or StageClock()
+        logits, grid = self.see(volume, clock=clock, progress=progress)
+        return self.decode(logits, grid, volume, clock=clock)
+
+    def see(
+        self,
+        volume: Volume,
+        *,
+        clock: StageClock | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[Tensor, Geometry]:
+        """The first half of a call: the network's logits of a scan, checked, and their grid.
+
+        Logits are [classes, D, H, W] of a segmentation and [classes] of a classification. Raises
+        SeriesError as a call does.
+        """
+        clock = clock or StageClock()
         task = _TASKS[self.spec.task]
         with clock("resample"):
             image, grid = to_grid(volume, self.spec, self.engine.device)
@@ -95,10 +111,16 @@ class Model:
         clock.seconds["network"] = clock.seconds.get("network", 0.0) + network_seconds
         stitch = time.perf_counter() - started - network_seconds
         clock.seconds["stitch"] = clock.seconds.get("stitch", 0.0) + stitch
-        del image
         with clock("decode"):
             self._check(logits, task)
-            return task.decode(logits, grid, volume, self.spec)
+        return logits, grid
+
+    def decode(
+        self, logits: Tensor, grid: Geometry, volume: Volume, *, clock: StageClock | None = None
+    ) -> Findings:
+        """The second half: Findings on the scan's own grid."""
+        with (clock or StageClock())("decode"):
+            return _TASKS[self.spec.task].decode(logits, grid, volume, self.spec)
 
     def _check(self, logits: Tensor, task: _Task) -> None:
         expected = self.spec.num_classes

@@ -16,12 +16,12 @@ from fastmed import losses, models
 from fastmed.errors import FastmedError, UsageError
 from fastmed.ops import overlap_counts
 from fastmed.training.batches import Batch, TrainingSet
-from fastmed.training.cache import StoredCase
 from fastmed.training.checkpoint import STATE_FILE, Progress, RandomState, load_state, save_state
 from fastmed.training.logbook import Logbook
 from fastmed.training.memory import keep_freed_memory
 from fastmed.training.recipe import Recipe
 from fastmed.training.run_folder import RunFolder
+from fastmed.training.stored_case import StoredCase
 from fastmed.training.terminal import Terminal, figure
 from fastmed.training.validate import CaseResult, run_cases, summarise
 

@@ -17,14 +17,15 @@ from fastmed import bundle as bundles
 from fastmed import losses
 from fastmed.errors import UsageError
 from fastmed.training import balance, layouts
-from fastmed.training.cache import Cache, StoredCase
+from fastmed.training.cache import Cache
 from fastmed.training.cases import Case
 from fastmed.training.loop import Job, launch
 from fastmed.training.pictures import calibration_png
 from fastmed.training.recipe import Recipe, read_recipe
 from fastmed.training.run_folder import SPLIT_FILE, open_run
 from fastmed.training.split import Split, split
-from fastmed.training.survey import survey
+from fastmed.training.stored_case import StoredCase
+from fastmed.training.survey import Survey, survey
 from fastmed.training.terminal import Terminal
 from fastmed.training.validate import CaseResult, classify, run_cases, summarise
 from fastmed.writers.atomic import write_atomically
@@ -84,7 +85,7 @@ def train(
     found = survey(cases, chosen.spec, chosen.values)
     write_atomically(target / "survey.txt", [f"{found}\n".encode()])
     terminal.say(str(found))
-    parts = _split(target / SPLIT_FILE, cases, chosen)
+    parts = _split(target / SPLIT_FILE, cases, found, chosen)
     terminal.say(
         f"{len(parts.train)} cases to train, {len(parts.val)} to validate, "
         f"{len(parts.test)} to test, by patient; {target / SPLIT_FILE}"
@@ -115,11 +116,13 @@ def train(
     return TrainingRun(target, progress.epoch, progress.best_epoch, scores)
 
 
-def _split(path: Path, cases: Sequence[Case], recipe: Recipe) -> Split:
+def _split(path: Path, cases: Sequence[Case], found: Survey, recipe: Recipe) -> Split:
     """The split of an earlier start where there is one, else a new one, written at once."""
     if path.is_file():
         return Split.read(path, cases)
-    made = split(cases, shares=recipe.loop.shares, seed=recipe.loop.seed)
+    made = split(
+        cases, shares=recipe.loop.shares, seed=recipe.loop.seed, strata=found.strata()
+    )
     made.write(path)
     return made
 
@@ -183,7 +186,7 @@ def _test(
         write_atomically(target / "predictions.csv", [_predictions(results, recipe).encode()])
         if (judged := classify(results, bootstraps=1000)) is not None:
             facts["classification"] = asdict(judged)
-            picture = calibration_png(judged.calibration_curve, judged.calibration_error)
+            picture = calibration_png([(b.probability, b.share, b.scans) for b in judged.calibration], judged.calibration_error)
             write_atomically(target / "calibration.png", [picture])
     per_case = [_row(result, recipe) for result in results]
     facts["per_case"] = per_case

@@ -16,27 +16,25 @@ from fastmed.geometry import Geometry
 from fastmed.inference.case import Model
 from fastmed.inference.engines import NetworkEngine
 from fastmed.metrics.classification import ClassificationScores, classification_scores
-from fastmed.metrics.overlap import mean_scores, segmentation_counts
-from fastmed.ops import window_resample
+from fastmed.ops import dice_score, iou_score, overlap_counts, window_resample
 from fastmed.preprocessing import to_grid
 from fastmed.spec import Spec
-from fastmed.training.cache import StoredCase
 from fastmed.training.pictures import Panel
+from fastmed.training.stored_case import StoredCase
 
 
 @dataclass(frozen=True, eq=False)
 class CaseResult:
     """What became of one case.
 
-    loss: None where the case has no truth. counts: [classes, 3] voxels (intersection, prediction,
-    target) and agreeing and all voxels, of a segmentation. probabilities: of a classification.
+    loss: None where the case has no truth. counts: int64 [classes, 3] of `overlap_counts` over
+        the scan's own voxels, of a segmentation. probabilities: of a classification.
     """
 
     name: str
     patient: str
     loss: float | None
-    counts: np.ndarray | None = None
-    agreeing: tuple[int, int] | None = None
+    counts: Tensor | None = None
     probabilities: tuple[float, ...] = ()
     target: int | None = None
     panel: Panel | None = field(default=None, repr=False)
@@ -86,11 +84,13 @@ def summarise(results: Sequence[CaseResult], spec: Spec) -> dict[str, float | No
             row |= {"accuracy": _known(scores.accuracy), "f1": _known(scores.f1)}
             row["auc"] = _known(scores.auc)
         return row
-    scored = [result for result in results if result.counts is not None]
-    if scored:
-        row |= mean_scores([result.counts for result in scored])
-        agreeing = np.sum([result.agreeing for result in scored], axis=0)
-        row["accuracy"] = float(agreeing[0] / agreeing[1])
+    counts = [result.counts for result in results if result.counts is not None]
+    if counts:
+        for name, score in (("dice", dice_score), ("iou", iou_score)):
+            per_case = score(torch.stack(counts))[:, 1:].nanmean(1)
+            row[name] = _known(float(per_case.nanmean()))
+        intersection, _, target = torch.stack(counts).sum((0, 1)).tolist()
+        row["accuracy"] = intersection / target
     return row
 
 
@@ -110,13 +110,14 @@ def _segment(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool)
     volume = case.volume()
     logits, grid = model.see(volume)
     findings = model.decode(logits, grid, volume)
-    counts = agreeing = value = None
+    counts = value = None
     if case.labels is not None:
-        truth = np.ascontiguousarray(case.labels)
+        truth = np.array(case.labels)
         value = float(loss(logits[None], _on_grid(truth, case.geometry, grid, logits.device)[None]))
-        counts, agreeing = segmentation_counts(findings.labels, truth, spec.num_classes)
+        said = torch.from_numpy(findings.labels)[None]
+        counts = overlap_counts(said, torch.from_numpy(truth)[None], spec.num_classes)[0]
     panel = _segmentation_panel(case, findings, spec) if with_panel else None
-    return CaseResult(case.case.name, case.case.patient, value, counts, agreeing, panel=panel)
+    return CaseResult(case.case.name, case.case.patient, value, counts, panel=panel)
 
 
 def _classify(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool) -> CaseResult:
