@@ -36,7 +36,7 @@ class Cache:
 
     folder: made where it is absent. limit_bytes: of all entries together; where a new one would
     exceed it, the entries that were used least recently go. An entry that goes while a process
-    maps it keeps working there.
+    maps it keeps working there. 0 caches nothing.
 
     An entry is found by the content of the image and the label file and by what of the spec
     matters, so that a file that changes, or a spec that does, never meets an old entry. Entries
@@ -68,6 +68,8 @@ class Cache:
         Raises DataError where the case cannot be used.
         """
         crop = tuple(crop) if isinstance(crop, list | tuple) else crop
+        if self.limit_bytes == 0:
+            return prepare(case, spec, values, crop)
         key = self._key(case, spec, values, crop)
         place = self.folder / key
         found = _open_or_remove(place, case)
@@ -207,6 +209,7 @@ def _write_entry(folder: Path, made: StoredCase, arrays: dict[str, np.ndarray]) 
         "grid_affine": made.grid.affine.tolist(),
         "matrix": made.matrix.tolist(),
         "fill": made.fill,
+        "spacing_is_known": made.spacing_is_known,
         "region": [list(bounds) for bounds in made.region],
     }
     text = json.dumps(table, sort_keys=True)
@@ -244,6 +247,7 @@ def open_entry(place: Path, case: Case) -> StoredCase:
         fill=table["fill"],
         region=tuple(tuple(bounds) for bounds in table["region"]),
         points=arrays["points"],
+        spacing_is_known=table["spacing_is_known"],
         folder=place,
     )
 

@@ -149,7 +149,7 @@ def _paired(images: dict, labels: dict, where: str, problems: list[str]) -> list
         problems.append(f"{name}: no mask of this name in {where}")
     for name in sorted(labels.keys() - images.keys()):
         problems.append(f"{name}: a mask in {where} without an image of this name")
-    return [Case(name, name, images[name], labels[name]) for name in images.keys() & labels.keys()]
+    return [Case(name, "", images[name], labels[name]) for name in images.keys() & labels.keys()]
 
 
 def _scan_of(folder: Path, spec: Spec) -> list[Path]:
@@ -169,7 +169,7 @@ def _from_case_folders(data: Path, spec: Spec, problems: list[str]) -> list[Case
                 number = "two files" if found else "no file"
                 problems.append(f"{folder.name}: {number} of the name {name}.*")
         if len(scans) == len(masks) == 1:
-            cases.append(Case(folder.name, folder.name, scans[0], masks[0]))
+            cases.append(Case(folder.name, "", scans[0], masks[0]))
     return cases
 
 
@@ -225,7 +225,8 @@ def _from_lines(data: Path, spec: Spec, problems: list[str]) -> list[Case]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            image, tab, mask = (part.strip() for part in line.partition("\t"))
+            image, tab, mask = line.partition("\t")
+            image, mask = image.strip(), mask.strip()
             files = [data / image] + ([data / mask] if tab else [])
             absent = [str(file.relative_to(data)) for file in files if not file.exists()]
             if absent or (tab and not mask):
@@ -254,13 +255,12 @@ def _path_name(text: str, known: tuple[str, ...]) -> str:
 
 
 def _name_copies(cases: list[Case], problems: list[str]) -> None:
-    for kind, count in (
-        ("image", Counter(case.image.resolve() for case in cases)),
-        ("case", Counter(case.name for case in cases)),
-    ):
-        problems += [
-            f"{item}: the same {kind} is listed {n} times" for item, n in count.items() if n > 1
-        ]
+    images = Counter(case.image.resolve() for case in cases)
+    problems += [
+        f"{path}: the same image is listed {n} times" for path, n in images.items() if n > 1
+    ]
+    names = Counter(case.name for case in cases if images[case.image.resolve()] == 1)
+    problems += [f"{name}: {n} images of this name" for name, n in names.items() if n > 1]
 
 
 def _with_patients(cases: list[Case], folder: Path, pattern: str | None) -> list[Case]:

@@ -106,34 +106,26 @@ def _pin_known_patients(members: dict, patients: dict) -> None:
 
 
 def _share_out(members, patients, shares, strata, seed) -> None:
-    """Gives each patient to the subset that lacks most, in its stratum and over all."""
-
-    def stratum(patient: str) -> str:
-        return str(sorted({str(strata.get(case.name)) for case in patients[patient]}))
-
-    def draw(patient: str) -> bytes:
-        return hashlib.sha256(f"{seed}\n{patient}".encode("utf-8", "surrogateescape")).digest()
-
-    total = sum(map(len, patients.values()))
-    of_stratum: dict[str, int] = defaultdict(int)
+    """Gives each patient to the subset that lacks most in its stratum, debts carried on."""
+    groups: dict[str, list[str]] = defaultdict(list)
     for patient, own in patients.items():
-        of_stratum[stratum(patient)] += len(own)
-    given = dict.fromkeys(SUBSETS, 0)
-    given_in: dict[tuple[str, str], int] = defaultdict(int)
-    order = sorted(patients, key=lambda p: (stratum(p), -len(patients[p]), draw(p)))
+        groups[str(sorted({str(strata.get(case.name)) for case in own}))].append(patient)
+
+    def draw(patient: str) -> tuple:
+        text = f"{seed}\n{patient}".encode("utf-8", "surrogateescape")
+        return -len(patients[patient]), hashlib.sha256(text).digest()
+
     placed: dict[str, list[str]] = {subset: [] for subset in SUBSETS}
-    for patient in order:
-        group = stratum(patient)
-
-        def lack(k: int, group=group) -> float:
-            subset, share = SUBSETS[k], shares[k]
-            in_group = share * of_stratum[group] - given_in[group, subset]
-            return in_group + share * total - given[subset] if share else -float("inf")
-
-        subset = SUBSETS[max(range(3), key=lack)]
-        placed[subset].append(patient)
-        given[subset] += len(patients[patient])
-        given_in[group, subset] += len(patients[patient])
+    lack = dict.fromkeys(SUBSETS, 0.0)  # cases
+    for _, group in sorted(groups.items()):
+        count = sum(len(patients[patient]) for patient in group)
+        for subset, share in zip(SUBSETS, shares, strict=True):
+            lack[subset] += share * count
+        open_subsets = [s for s, share in zip(SUBSETS, shares, strict=True) if share]
+        for patient in sorted(group, key=draw):
+            subset = max(open_subsets, key=lack.__getitem__)
+            placed[subset].append(patient)
+            lack[subset] -= len(patients[patient])
     _fill_empty(placed, members, shares)
     for subset, names in placed.items():
         for patient in names:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastmed.errors import DataError, SeriesError
 from fastmed.geometry import Geometry
-from fastmed.preprocessing import fill_hu, grid_geometry
+from fastmed.preprocessing.grid import fill_hu, grid_geometry
 from fastmed.spec import Spec
 from fastmed.training.cases import Case, pair_problems, read_image, read_label
 from fastmed.training.label_values import LabelValues
@@ -36,6 +36,7 @@ class StoredCase:
     fill: HU of what the grid holds outside the scan; None repeats the scan's edge.
     region: (first, end) of the grid's voxels that patches may lie in, along z, y, x.
     points: int32 [N, 4], class and voxel (z, y, x) of examples of each class but background.
+    spacing_is_known: as in Volume.
     folder: its entry of the cache; None where it lives in memory alone.
     """
 
@@ -50,12 +51,19 @@ class StoredCase:
     fill: float | None
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     points: np.ndarray
+    spacing_is_known: bool = True
     folder: Path | None = None
 
     def volume(self) -> Volume:
         """The scan (or the cropped piece of it) as inference takes it."""
         return Volume(
-            self.voxels, self.geometry, self.slope, self.intercept, self.case.name, self.case.name
+            self.voxels,
+            self.geometry,
+            self.slope,
+            self.intercept,
+            name=self.case.name,
+            source=self.case.name,
+            spacing_is_known=self.spacing_is_known,
         )
 
     def __reduce__(self):
@@ -114,6 +122,7 @@ def prepare(
         fill=fill_hu(volume, spec),
         region=region,
         points=_points(labels),
+        spacing_is_known=volume.spacing_is_known,
     )
 
 
