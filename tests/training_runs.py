@@ -26,6 +26,7 @@ def balls(folder: Path, count: int = 8, side: int = 20, seed: int = 0) -> Path:
         centre = rng.uniform(6, side - 6, 3).reshape(3, 1, 1, 1)
         inside = np.square(index - centre).sum(0) < rng.uniform(4, 6) ** 2
         hu = np.where(inside, 120, -60) + rng.normal(0, 20, inside.shape)
+        hu[:2] = -1000  # air, as every CT has
         for part, array in (("image", hu.astype(np.int16)), ("label", inside.astype(np.uint8))):
             path = folder / part / f"case-{number:02d}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
