@@ -8,9 +8,10 @@ _FUNCTIONS = {
     "load": "fastmed.inference.case",
     "infer": "fastmed.inference.archive",
     "export": "fastmed.exporter",
+    "evaluate": "fastmed.inference.evaluate",
 }
 
-__all__ = ["export", "index", "infer", "load", "read"]
+__all__ = ["evaluate", "export", "index", "infer", "load", "read"]
 
 
 def __getattr__(name: str):
