@@ -15,7 +15,6 @@ from fastmed.inference.label_codes import parse_labels
 from fastmed.writers.tables import write_json
 
 TASKS = ("segmentation", "classification")
-_COVERED = 0.99  # of the truth's voxels; below this the reader is told
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def evaluate(
 ) -> Evaluation:
     """Scores predictions against the truth in world space, and prints a table.
 
-    predictions, truth: files or folders, as `score_masks.pair_label_maps` (segmentation) and
+    predictions, truth: files or folders, as `label_pairs.pair_label_maps` (segmentation) and
         `score_labels.score_scans` (classification) take them.
     task: "segmentation" or "classification".
     labels: which values of the truth stand for which label: "liver=5,lungs=10+11", or a mapping
@@ -82,7 +81,8 @@ def evaluate(
 
 
 def _masks(predictions, truth, labels, tolerance_mm, quiet):
-    from fastmed.inference.score_masks import pair_label_maps, score_label_maps
+    from fastmed.inference.label_pairs import pair_label_maps
+    from fastmed.inference.score_masks import score_label_maps
 
     pairs, problems = pair_label_maps(predictions, truth)
     scores, failed = score_label_maps(
@@ -114,9 +114,8 @@ def _show_masks(scores: dict[str, Any], display: Display) -> None:
     rows += [("mean", *row) for row in _label_rows(scores["mean"])]
     scores_table(columns, rows)
     for case, found in scores["per_case"].items():
-        if found["covered"] < _COVERED:
-            share = f"{100 * found['covered']:.0f} %"
-            display.say(f"{case}: the prediction's grid covers {share} of the truth's")
+        for warning in found["warnings"]:
+            display.say(f"{case}: {warning}")
 
 
 def _label_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:

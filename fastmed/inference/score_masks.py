@@ -1,89 +1,25 @@
-"""Label maps against their truth in world space: pairs by name, scores per case and label."""
+"""Label maps against their truth in world space: scores per case and label, and their means."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastmed.errors import FastmedError, SeriesError, UsageError
+from fastmed.errors import SeriesError, UsageError
 from fastmed.geometry import Geometry
 from fastmed.inference.label_codes import Codes, codes_of_values, named_codes, stored_values
+from fastmed.inference.label_pairs import Pair
 from fastmed.metrics.overlap import segmentation_scores
 from fastmed.metrics.surface import surface_scores
 from fastmed.ops import overlap_counts, window_resample
-from fastmed.readers.label_maps import EXTENSIONS, PICTURES, read_label_map, stem
-from fastmed.readers.series import name_from_path
-from fastmed.readers.walk import walk
+from fastmed.readers.label_maps import read_label_map
 
+_COVERED = 0.99  # of the truth's voxels; below this the reader is told
 _SAME_GRID_VOXELS = 1e-3  # affines stored as float32 differ by less
-_NNUNET_CHANNEL = "_0000"  # imagesTr/a_0000.nii.gz has its truth in labelsTr/a.nii.gz
-
-
-@dataclass(frozen=True)
-class LabelFile:
-    """One label map: its file, the names it may be paired by, the model's labels where known."""
-
-    path: Path
-    names: tuple[str, ...]
-    model_labels: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A prediction and its truth."""
-
-    name: str
-    prediction: LabelFile
-    truth: LabelFile
-
-
-def pair_label_maps(predictions: Path, truth: Path) -> tuple[list[Pair], list[str]]:
-    """Pairs label maps by name; two files are a pair whatever their names.
-
-    predictions: what `fastmed infer` wrote, a folder of label maps, or one file. truth: a folder,
-        searched with all folders in it, or one file.
-
-    A file's name is its path below the folder with / written as __, without the extension; that
-    of a file called labels.* is its folder's. Where a folder holds such files, they alone count.
-
-    Returns the pairs by name, and a sentence on each file without a partner. Raises UsageError
-    where a path is absent, FastmedError where two files have one name or there is no pair.
-    """
-    predicted, problems = _predictions(predictions)
-    true = _label_files(truth)
-    if predictions.is_file() and truth.is_file():
-        return [Pair(predicted[0].names[0], predicted[0], true[0])], problems
-    by_name = _by_name(true)
-    pairs, used = [], set()
-    for file in predicted:
-        plain = file.names[0].removesuffix(_NNUNET_CHANNEL)
-        partner = next((by_name[n] for n in (*file.names, plain) if n in by_name), None)
-        if partner is None:
-            problems.append(f"{file.path}: no truth is named {file.names[0]}")
-        elif partner.path in used:
-            raise FastmedError(f"{partner.path}: it is the truth of two predictions")
-        else:
-            used.add(partner.path)
-            pairs.append(Pair(file.names[0], file, partner))
-    _by_name(predicted)
-    problems += [
-        f"{file.path}: no prediction is named {file.names[0]}"
-        for file in true
-        if file.path not in used
-    ]
-    if not pairs:
-        raise FastmedError(
-            f"{predictions}, {truth}: no prediction has the name of a truth; "
-            f"{'; '.join(problems[:3]) or 'both are empty'}"
-        )
-    return pairs, problems
 
 
 def score_label_maps(
@@ -122,12 +58,12 @@ def score_label_maps(
 
 def _score(pair: Pair, codes: Codes, tolerance_mm: float) -> dict[str, Any]:
     prediction, grid = read_label_map(pair.prediction.path)
-    is_picture = _ends(pair.prediction.path.name, PICTURES)
-    code = codes.pictures if is_picture else codes.predictions
+    code = codes.pictures if pair.prediction.is_picture else codes.predictions
     prediction = torch.from_numpy(code(prediction, pair.prediction.path))
     target, truth_grid = read_label_map(pair.truth.path)
+    warnings = _mixed_truth(target, codes)
     target = torch.from_numpy(codes.truth(target, pair.truth.path))
-    if is_picture or _ends(pair.truth.path.name, PICTURES):
+    if pair.prediction.is_picture or pair.truth.is_picture:
         _check_pixels(pair, grid, truth_grid)
         grid = truth_grid
 
@@ -135,6 +71,8 @@ def _score(pair: Pair, codes: Codes, tolerance_mm: float) -> dict[str, Any]:
     volumes = _volumes_ml(prediction, grid, classes)
     true_volumes = _volumes_ml(target, truth_grid, classes)
     prediction, covered = _on_truth(prediction, grid, truth_grid, pair)
+    if covered < _COVERED:
+        warnings.append(f"the prediction's grid covers {100 * covered:.0f} % of the truth's")
     overlap = segmentation_scores(prediction, target, classes)
     labels = {}
     for k, name in enumerate(codes.names):
@@ -160,7 +98,20 @@ def _score(pair: Pair, codes: Codes, tolerance_mm: float) -> dict[str, Any]:
         "labels": labels,
         "mean_iou": overlap["mean_iou"],
         "voxel_accuracy": overlap["accuracy"],
+        "warnings": warnings,
     }
+
+
+def _mixed_truth(target: np.ndarray, codes: Codes) -> list[str]:
+    """A sentence where several values of the truth were taken as the one label there is."""
+    if codes.truth.classes is not None or not target.any():
+        return []
+    values = stored_values(target).tolist()
+    if len(values) < 2:
+        return []
+    some = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
+    name = codes.names[0]
+    return [f"the truth's values {some} all count as {name}; --labels {name}=VALUE picks one"]
 
 
 def _check_pixels(pair: Pair, grid: Geometry, truth_grid: Geometry) -> None:
@@ -245,78 +196,3 @@ def _codes_of_files(pairs: Sequence[Pair]) -> Codes:
             except (SeriesError, IndexError):
                 continue  # named when it is its turn to be scored
     return codes_of_values(predicted, true)
-
-
-def _predictions(path: Path) -> tuple[list[LabelFile], list[str]]:
-    folder = path / "series" if (path / "series").is_dir() else path
-    files = _label_files(folder)
-    without = []
-    if folder != path:
-        held = {file.path.parent for file in files}
-        without = [
-            f"{one}: it holds no labels.nii.gz; run fastmed infer with --write nifti,json"
-            for one in sorted(folder.iterdir())
-            if one.is_dir() and not one.name.startswith(".") and one not in held
-        ]
-    return [
-        LabelFile(file.path, file.names, _model_labels(file.path.with_name("findings.json")))
-        for file in files
-    ], without
-
-
-def _model_labels(path: Path) -> tuple[str, ...] | None:
-    """The label names in a findings.json, in the order of their values; None without one."""
-    if not path.is_file():
-        return None
-    try:
-        masks = json.loads(path.read_text("utf-8"))["masks"]
-        return tuple(str(mask["label"]) for mask in masks) or None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FastmedError(f"{path}: not readable as findings ({error}); run it again") from error
-
-
-def _label_files(path: Path) -> list[LabelFile]:
-    """The label maps at or below a path, each once, by name."""
-    if path.is_file():
-        return [LabelFile(path, (stem(path.name),))]
-    found = [
-        one
-        for one in walk(path)
-        if one.relative.lower().endswith(EXTENSIONS)
-        and not any(part.startswith(".") for part in one.relative.split("/"))
-    ]
-    folders: dict[str, list[str]] = {}
-    for one in found:
-        folder, _, file = one.relative.rpartition("/")
-        if stem(file).lower() == "labels":
-            folders.setdefault(folder, []).append(file)
-    if not folders:
-        return [LabelFile(Path(one.path), (_name(one.relative),)) for one in found]
-    return [_named_by_folder(path, folder, files) for folder, files in folders.items()]
-
-
-def _named_by_folder(root: Path, folder: str, files: list[str]) -> LabelFile:
-    """A labels.* goes by its folder's name, and by that of a scan beside it (case/ct.nii.gz)."""
-    file = min(files, key=lambda f: next(k for k, e in enumerate(EXTENSIONS) if _ends(f, e)))
-    beside = sorted(one.name for one in (root / folder).iterdir() if stem(one.name) != one.name)
-    scans = [f"{folder}/{one}".lstrip("/") for one in beside if one not in files]
-    names = (_name(folder) if folder else root.absolute().name, *map(_name, scans))
-    return LabelFile(root / folder / file, names)
-
-
-def _name(relative: str) -> str:
-    return stem(name_from_path(relative))
-
-
-def _ends(file: str, extension: str | tuple[str, ...]) -> bool:
-    return file.lower().endswith(extension)
-
-
-def _by_name(files: Sequence[LabelFile]) -> dict[str, LabelFile]:
-    by_name: dict[str, LabelFile] = {}
-    for file in files:
-        for name in file.names:
-            if name in by_name:
-                raise FastmedError(f"{by_name[name].path}, {file.path}: both are named {name}")
-            by_name[name] = file
-    return by_name

@@ -33,11 +33,11 @@ def write(path, labels, geometry=GRID):
     return path
 
 
-def infer_result(folder, name, labels, geometry=GRID, names=("liver",)):
+def infer_result(folder, name, labels, geometry=GRID, names=("liver",), source=""):
     """What `fastmed infer` writes for one scan."""
     classes = tuple(Label(k, label) for k, label in enumerate(names, 1))
     masks = measure_masks(Volume(labels.astype(np.int16), geometry), labels, classes)
-    findings = Findings(name, name, "m", geometry, labels, classes, masks)
+    findings = Findings(name, source or name, "m", geometry, labels, classes, masks)
     write_labels(findings, folder / "series" / name / "labels.nii.gz")
     write_findings_json(findings, folder / "series" / name / "findings.json")
 
@@ -70,7 +70,7 @@ def test_a_literal_case(files):
     }
     assert case["mean_iou"] == pytest.approx(1 / 2)
     assert case["voxel_accuracy"] == pytest.approx(1 - 64 / 960)
-    assert case["covered"] == 1
+    assert (case["covered"], case["warnings"]) == (1, [])
     mean = found.scores["mean"]
     assert (mean["cases"], mean["labels"]["label"]["cases"]) == (1, 1)
     assert mean["labels"]["label"]["dice"] == case["labels"]["label"]["dice"]
@@ -135,6 +135,7 @@ def test_truth_beyond_the_predictions_grid_was_missed(files):
     case = evaluate(*files).scores["per_case"]["a"]
     assert case["labels"]["label"]["dice"] == pytest.approx(2 / 3)  # 2 of 4 slices
     assert case["covered"] == 0.5
+    assert case["warnings"] == ["the prediction's grid covers 50 % of the truth's"]
 
 
 def test_a_larger_truth_finds_nothing_beyond_the_prediction(files):
@@ -215,6 +216,33 @@ def test_results_of_infer_are_paired_with_their_truth(name, truth, tmp_path):
     assert found.exit_status == 0
 
 
+def test_one_result_and_one_truth_need_no_common_name(tmp_path):
+    infer_result(tmp_path / "out", "1.2.840.5", PREDICTION)
+    write(tmp_path / "t" / "other.nii.gz", TRUTH)
+    file = tmp_path / "out" / "series" / "1.2.840.5" / "labels.nii.gz"
+    assert list(evaluate(file, tmp_path / "t" / "other.nii.gz").scores["per_case"]) == ["1.2.840.5"]
+
+
+def test_a_dicom_series_is_paired_by_its_uid_or_else_by_its_folder(tmp_path):
+    for uid, source in (("1.2.1", "wards/a"), ("1.2.2", "b"), ("1.2.3", "two"), ("1.2.4", "two")):
+        infer_result(tmp_path / "out", uid, PREDICTION, source=source)
+    for truth in ("wards/a", "1.2.2", "1.2.3", "two"):
+        write(tmp_path / "t" / f"{truth}.nii.gz", TRUTH)
+    found = evaluate(tmp_path / "out", tmp_path / "t")
+    assert list(found.scores["per_case"]) == ["1.2.1", "1.2.2", "1.2.3"]
+    assert [p.split("/")[-1] for p in found.problems] == [
+        "labels.nii.gz: no truth is named 1.2.4", "two.nii.gz: no prediction is named two",
+    ]  # fmt: skip
+
+
+def test_findings_that_are_damaged_are_named(tmp_path):
+    infer_result(tmp_path / "out", "a", PREDICTION)
+    (tmp_path / "out" / "series" / "a" / "findings.json").write_text("{}")
+    write(tmp_path / "t" / "a.nii.gz", TRUTH)
+    with pytest.raises(FastmedError, match=r"findings\.json: not readable as findings"):
+        evaluate(tmp_path / "out", tmp_path / "t")
+
+
 def test_a_series_without_a_label_map_is_named(tmp_path):
     infer_result(tmp_path / "out", "a.nii.gz", PREDICTION)
     (tmp_path / "out" / "series" / "b.nii.gz").mkdir()
@@ -222,6 +250,15 @@ def test_a_series_without_a_label_map_is_named(tmp_path):
     found = evaluate(tmp_path / "out", tmp_path / "t")
     assert found.exit_status == 1
     assert "b.nii.gz: it holds no labels.nii.gz" in found.problems[0]
+
+
+def test_a_preview_is_no_label_map(tmp_path):
+    preview = tmp_path / "out" / "series" / "a.png" / "preview.png"
+    preview.parent.mkdir(parents=True)
+    Image.new("L", (4, 4)).save(preview)
+    write(tmp_path / "t" / "a.nii.gz", TRUTH)
+    with pytest.raises(FastmedError, match=r"a\.png: it holds no labels\.nii\.gz"):
+        evaluate(tmp_path / "out", tmp_path / "t")
 
 
 def test_two_files_of_one_name_are_an_error(files):
@@ -235,6 +272,10 @@ def test_for_a_model_of_one_label_everything_above_0_is_truth(tmp_path):
     write(tmp_path / "t" / "a.nii.gz", TRUTH * np.arange(1, 13, dtype=np.uint8))
     scores = evaluate(tmp_path / "out", tmp_path / "t").scores
     assert scores["mean"]["labels"]["liver"]["dice"] == pytest.approx(2 / 3)
+    (warning,) = scores["per_case"]["a"]["warnings"]
+    assert warning == (
+        "the truth's values 3, 4, 5, 6, 7, 8 all count as liver; --labels liver=VALUE picks one"
+    )
 
 
 BOTH = PREDICTION.copy()
@@ -422,6 +463,12 @@ def test_the_command_prints_a_table_and_writes_json(files, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "0.6667" in out
     assert err == ""
+    write(files[0] / "a.nii.gz", TRUTH[4:], GRID.slab(4, 4))
+    assert main(words) == 0
+    assert capsys.readouterr().err == "a: the prediction's grid covers 50 % of the truth's\n"
+    write(files[0] / "a.nii.gz", PREDICTION)
+    assert main([*words, "--tolerance", "0"]) == 0
+    capsys.readouterr()
     scores = json.loads((tmp_path / "s" / "scores.json").read_text())
     assert scores["task"] == "segmentation"
     assert scores["tolerance_mm"] == 0
