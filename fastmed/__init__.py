@@ -9,9 +9,10 @@ _FUNCTIONS = {
     "infer": "fastmed.inference.archive",
     "export": "fastmed.exporter",
     "train": "fastmed.training.train",
+    "evaluate": "fastmed.inference.evaluate",
 }
 
-__all__ = ["export", "index", "infer", "load", "read", "train"]
+__all__ = ["evaluate", "export", "index", "infer", "load", "read", "train"]
 
 
 def __getattr__(name: str):

@@ -65,6 +65,18 @@ def index(arguments: argparse.Namespace) -> int:
     return int(any(entry.verdict in ("refused", "failed") for entry in entries))
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    return fastmed.evaluate(
+        arguments.predictions,
+        arguments.truth,
+        task=arguments.task,
+        labels=arguments.labels,
+        tolerance_mm=arguments.tolerance,
+        json=arguments.json,
+        quiet=arguments.quiet,
+    ).exit_status
+
+
 def export(arguments: argparse.Namespace) -> int:
     print(fastmed.export(arguments.bundle, to=arguments.to))
     return 0
@@ -154,6 +166,40 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, index, "list every series below a folder with a verdict on each")
     command.add_argument("path", type=Path, nargs="+", metavar="PATH", help="folders or files")
     _add_strict(command)
+
+    command = _add(commands, evaluate, "score predictions against the truth")
+    command.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="what fastmed infer wrote, a folder of label maps, or predictions.csv",
+    )
+    command.add_argument(
+        "--truth",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a folder of label maps of the same names, or a CSV with path and label",
+    )
+    command.add_argument(
+        "--task", required=True, metavar="TASK", help="segmentation or classification"
+    )
+    command.add_argument(
+        "--labels",
+        metavar="LIST",
+        help="values of the truth by label, such as liver=5,lungs=10+11 (default: as they are; "
+        "for a model of one label everything above 0)",
+    )
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=2.0,
+        metavar="MM",
+        help="of the surface Dice, in mm (default: 2)",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
+    command.add_argument("--quiet", action="store_true", help="print errors only")
 
     command = _add(commands, export, "write a bundle's network as ONNX into the bundle")
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")

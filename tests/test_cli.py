@@ -269,7 +269,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"fastmed {fastmed.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["infer", "index", "export", "phantom", "doctor"])
+@pytest.mark.parametrize("command", ["infer", "index", "evaluate", "export", "phantom", "doctor"])
 def test_help_of_each_command_names_the_exit_status(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

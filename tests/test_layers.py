@@ -93,7 +93,7 @@ def test_native_code_includes_only_what_lies_below(path):
 
 HEAVY = (
     "pydicom", "nibabel", "SimpleITK", "scipy", "onnx", "onnxruntime", "openvino", "rich",
-    "jinja2", "PIL", "matplotlib", "safetensors", "monai", "nnunetv2",
+    "jinja2", "PIL", "matplotlib", "safetensors", "monai", "nnunetv2", "torchmetrics",
 )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_public_functions_are_the_ones_promised():
     import fastmed
 
     assert {name: getattr(fastmed, name).__name__ for name in fastmed.__all__} == {
-        name: name for name in ("export", "index", "infer", "load", "read")
+        name: name for name in ("evaluate", "export", "index", "infer", "load", "read", "train")
     }
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         _ = fastmed.absent

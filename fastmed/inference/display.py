@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    track,
 )
 from rich.table import Table
 
@@ -71,6 +72,10 @@ class Display:
         """Prints one sentence."""
         if not self._quiet:
             self._console.print(_shown(sentence), highlight=False, soft_wrap=True)
+
+    def complain(self, sentence: str) -> None:
+        """Prints what went wrong, also where `quiet`."""
+        self._console.print(_shown(f"fastmed: {sentence}"), highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[SeriesProgress]:
@@ -132,6 +137,23 @@ def index_table(entries: Sequence[Series]) -> None:
             _shown(text),
         )
     console.print(table)
+
+
+def scores_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table on stdout, its columns but the first to the right."""
+    table = Table(box=None, pad_edge=False)
+    for k, column in enumerate(columns):
+        table.add_column(_shown(column), justify="right" if k else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_shown, row))
+    _console(sys.stdout).print(table)
+
+
+def tracked(items: Sequence[Any], what: str, quiet: bool) -> Iterator[Any]:
+    """Yields the items, with a bar on the terminal that says how far it is."""
+    console = _console(sys.stderr)
+    disable = quiet or not console.is_terminal
+    yield from track(items, what, console=console, transient=True, disable=disable)
 
 
 def _figures(row: ReportRow) -> str:

@@ -12,8 +12,8 @@ from fastmed.geometry import Geometry
 
 _NIFTI = (".nii.gz", ".nii")
 _VOLUMES = (".mha", ".mhd", ".nrrd", ".nhdr")
-_PICTURES = (".png", ".bmp", ".tif", ".tiff", ".gif")
-EXTENSIONS = (*_NIFTI, *_VOLUMES, *_PICTURES)
+PICTURES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+EXTENSIONS = (*_NIFTI, *_VOLUMES, *PICTURES)
 
 
 def read_label_map(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
@@ -33,7 +33,7 @@ def read_label_map(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
     reader = next(
         (
             reader
-            for extensions, reader in ((_NIFTI, _nifti), (_VOLUMES, _volume), (_PICTURES, _picture))
+            for extensions, reader in ((_NIFTI, _nifti), (_VOLUMES, _volume), (PICTURES, _picture))
             if lower.endswith(extensions)
         ),
         None,

@@ -120,9 +120,7 @@ def _split(path: Path, cases: Sequence[Case], found: Survey, recipe: Recipe) -> 
     """The split of an earlier start where there is one, else a new one, written at once."""
     if path.is_file():
         return Split.read(path, cases)
-    made = split(
-        cases, shares=recipe.loop.shares, seed=recipe.loop.seed, strata=found.strata()
-    )
+    made = split(cases, shares=recipe.loop.shares, seed=recipe.loop.seed, strata=found.strata())
     made.write(path)
     return made
 
@@ -186,7 +184,10 @@ def _test(
         write_atomically(target / "predictions.csv", [_predictions(results, recipe).encode()])
         if (judged := classify(results, bootstraps=1000)) is not None:
             facts["classification"] = asdict(judged)
-            picture = calibration_png([(b.probability, b.share, b.scans) for b in judged.calibration], judged.calibration_error)
+            picture = calibration_png(
+                [(b.probability, b.share, b.scans) for b in judged.calibration],
+                judged.calibration_error,
+            )
             write_atomically(target / "calibration.png", [picture])
     per_case = [_row(result, recipe) for result in results]
     facts["per_case"] = per_case

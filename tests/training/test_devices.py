@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from safetensors import safe_open
-from training_runs import TINY, balls
+from training_runs import TINY, balls, first_moments
 
 import fastmed
 from fastmed.errors import UsageError
@@ -12,13 +11,6 @@ ONE_STEP = (
     *TINY, "loop.epochs=1", "loop.batch_size=4", "sampling.samples_per_case=1",
     "optimiser.clip_norm=0", "loop.shares=[0.5,0.25,0.25]",
 )  # fmt: skip
-
-
-def first_moments(state) -> dict[str, torch.Tensor]:
-    """Adam's first moment after one step: a tenth of the gradient, exactly."""
-    with safe_open(state, framework="pt") as file:
-        names = [name for name in file.keys() if name.endswith(".exp_avg")]  # noqa: SIM118
-        return {name: file.get_tensor(name) for name in names}
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path, monkeypatch):
@@ -30,7 +22,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, monkeypatch):
             "liver-unet3d", data, tmp_path / str(devices), devices=devices, device="cpu",
             settings=ONE_STEP, quiet=True,
         )  # fmt: skip
-    one, two = (first_moments(runs[n].path / "state.safetensors") for n in (1, 2))
+    one, two = (first_moments(runs[n]) for n in (1, 2))
     assert one.keys() == two.keys()
     largest = max(float(value.abs().max()) for value in one.values())
     for name, value in one.items():
