@@ -1,5 +1,7 @@
 """The errors that fastmed raises on purpose: one sentence that names the thing and what to do."""
 
+from __future__ import annotations
+
 
 class FastmedError(Exception):
     """Something that a user can act on; the command prints it as one line."""
@@ -15,3 +17,12 @@ class SeriesError(FastmedError):
 
 class BundleError(FastmedError):
     """A model folder is incomplete, damaged or contradicts itself."""
+
+
+class DataError(FastmedError):
+    """Training data is wrong; every bad case has a line, so that one round mends them all."""
+
+    @classmethod
+    def listing(cls, what: str, problems: list[str]) -> DataError:
+        """An error of one heading and a line for each problem."""
+        return cls("\n  ".join([what, *problems]))

@@ -1,0 +1,1 @@
+"""Training: from folders of scans and labels to a bundle."""
