@@ -97,12 +97,12 @@ class Model:
         clock.seconds["stitch"] = clock.seconds.get("stitch", 0.0) + stitch
         del image
         with clock("decode"):
-            self._check(logits, task)
+            self._check(logits)
             return task.decode(logits, grid, volume, self.spec)
 
-    def _check(self, logits: Tensor, task: _Task) -> None:
+    def _check(self, logits: Tensor) -> None:
         expected = self.spec.num_classes
-        binary = expected == 2 and task.one_logit_is_a_sigmoid
+        binary = expected == 2 and _TASKS[self.spec.task].one_logit_is_a_sigmoid
         if logits.shape[0] not in ({1, 2} if binary else {expected}):
             first = self.spec.negative if self.spec.task == "classification" else "the background"
             raise SeriesError(

@@ -104,8 +104,9 @@ def _opened(path: str):
             image = Image.open(path)
         except Image.DecompressionBombError as error:
             raise _Refused(f"it is too large for one image ({error})") from error
-    if getattr(image, "n_frames", 1) != 1:
-        raise _Refused(f"it holds {image.n_frames} images: store each in a file of its own")
+    if (count := getattr(image, "n_frames", 1)) != 1:
+        image.close()
+        raise _Refused(f"it holds {count} images: store each in a file of its own")
     return image
 
 
