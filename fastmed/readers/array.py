@@ -22,6 +22,8 @@ AIR_HU = -1024.0
 _AXES = "the file names no directions: z to the head, y to the back, x to the left assumed"
 _NO_SPACING = "the file names no spacing: only models of a fixed grid size take it"
 
+_OF_OBJECTS = ("pickle", "Python objects", "Object arrays")  # in NumPy's messages; never loaded
+
 
 class _Refused(Exception):
     """Why a file is not taken."""
@@ -55,7 +57,7 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
     except _Refused as error:
         kind, verdict, reason = "ct", "refused", str(error)
     except (ValueError, EOFError, OSError) as error:
-        if "pickle" in str(error) or "Object arrays" in str(error):
+        if any(word in str(error) for word in _OF_OBJECTS):
             return None
         kind, verdict = "damaged", "failed"
         text = one_line(error, found.path, found.relative)
