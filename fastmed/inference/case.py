@@ -168,7 +168,7 @@ _TASKS = {
 
 
 def load(bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto") -> Model:
-    """Loads a bundle for inference.
+    """Loads a bundle for inference: of any task, of CT or grey images.
 
     bundle: its folder; None takes the demo bundle (liver) of the package.
     engine: "auto", "torch", "ort" or "ov"; device: "auto", "cpu", "cuda" or "cuda:1".
@@ -176,7 +176,10 @@ def load(bundle: str | Path | None = None, *, engine: str = "auto", device: str 
     Raises BundleError for a damaged bundle, UsageError for an absent engine or device.
 
         model = fastmed.load("my-bundle")
-        findings = model(fastmed.read("scan/")[0])
+        findings = model(fastmed.read("scan/")[0])  # .labels and .masks, or .scores
+
+        model = fastmed.load("lung-masks")
+        findings = model(fastmed.read("image.png", modality="grey")[0])
     """
     read = bundles.read(bundle if bundle is not None else bundles.demo_path())
     opened, choice = open_engine(read, engine, device)

@@ -106,3 +106,12 @@ def test_a_picture_beside_ct_is_no_scan_and_ct_beside_pictures_no_picture(tmp_pa
 def test_an_unknown_modality_is_a_wrong_usage(tmp_path):
     with pytest.raises(UsageError, match="modality 'mr': expected 'ct' or 'grey'"):
         index(tmp_path, modality="mr")
+
+
+def test_the_command_lists_pictures_when_asked_for(tmp_path, capsys):
+    from fastmed.cli import main
+
+    Image.fromarray(GREY_8).save(tmp_path / "a.png")
+    assert main(["index", str(tmp_path), "--modality", "grey"]) == 0
+    assert "grey image, 7 x 5 pixels" in capsys.readouterr().out
+    assert main(["index", str(tmp_path), "--modality", "mr"]) == 2
