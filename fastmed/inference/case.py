@@ -90,7 +90,8 @@ class Model:
                 )
             return logits
 
-        batch = self.batch or _BATCHES[self.spec.dimensions, self.engine.device.split(":")[0]]
+        on_cuda = self.engine.device.startswith("cuda")
+        batch = self.batch or (_CUDA_BATCHES[self.spec.dimensions] if on_cuda else 1)
         logits = task.look(image, network, self.spec, batch, progress)
         clock.seconds["network"] = clock.seconds.get("network", 0.0) + network_seconds
         stitch = time.perf_counter() - started - network_seconds
@@ -118,8 +119,9 @@ class Model:
             )
 
 
-# Tiles at once by dimensions and device. One 3D tile fills a CPU; slices and GPUs take several.
-_BATCHES = {(3, "cpu"): 1, (3, "cuda"): 4, (2, "cpu"): 4, (2, "cuda"): 8}
+# Tiles at once by dimensions, on CUDA. One tile fills a CPU, also one slice of 256 x 256: of eight
+# at once, OpenVINO takes as long for each.
+_CUDA_BATCHES = {3: 4, 2: 8}
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class _Task:
     look: from the grid [D, H, W], the network, the spec, the batch and progress to the logits of
         the scan. logits_axes: how many those of a batch have.
     decode: from logits, grid, Volume and spec to Findings.
+    one_logit_is_a_sigmoid: whether a network of one label may have one class in place of two.
     """
 
     look: Callable[..., Tensor]

@@ -139,7 +139,8 @@ def test_a_network_of_the_other_task_fails_the_series(name):
         Model(spec, NetworkEngine(other, spec, "cpu"))(scan())
 
 
-def test_slices_are_seen_one_by_one_and_in_batches():
+@pytest.mark.parametrize("batch", [1, 4])
+def test_slices_are_seen_without_their_depth(batch):
     shapes = []
 
     class Look(nn.Module):
@@ -149,8 +150,8 @@ def test_slices_are_seen_one_by_one_and_in_batches():
 
     volume = scan((9, 64, 96))
     spec = replace(SEGMENT_2D, spacing_mm_zyx=(3.0, 2.0, 2.0))
-    findings = Model(spec, NetworkEngine(Look(), spec, "cpu"))(volume)
-    assert set(shapes) == {(4, 1, 32, 48)}
+    findings = Model(spec, NetworkEngine(Look(), spec, "cpu"), batch=batch)(volume)
+    assert set(shapes) == {(batch, 1, 32, 48)}
     assert np.array_equal(findings.labels == 1, volume.voxels > 40)
 
 
