@@ -58,7 +58,7 @@ def infer(arguments: argparse.Namespace) -> int:
 def index(arguments: argparse.Namespace) -> int:
     from fastmed.inference.display import index_table
 
-    entries = fastmed.index(arguments.path, strict=arguments.strict)
+    entries = fastmed.index(arguments.path, strict=arguments.strict, modality=arguments.modality)
     if not entries:
         raise FastmedError(f"{', '.join(map(str, arguments.path))}: no files here")
     index_table(entries)
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastmed {fastmed.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _add(commands, infer, "run a model over every CT scan below a folder")
+    command = _add(commands, infer, "run a model over every CT scan or grey image below a folder")
     command.add_argument(
         "--input", type=Path, nargs="+", required=True, metavar="PATH", help="folders or files"
     )
@@ -165,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, index, "list every series below a folder with a verdict on each")
     command.add_argument("path", type=Path, nargs="+", metavar="PATH", help="folders or files")
+    command.add_argument(
+        "--modality", default="ct", metavar="NAME", help="ct, or grey for images (default: ct)"
+    )
     _add_strict(command)
 
     command = _add(commands, evaluate, "score predictions against the truth")

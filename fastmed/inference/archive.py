@@ -7,17 +7,21 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastmed import bundle as bundles
 from fastmed.errors import FastmedError, UsageError
 from fastmed.findings import Findings
 from fastmed.inference.case import Model, StageClock, load
 from fastmed.inference.display import Display, index_table
 from fastmed.inference.manifest import manifest
+from fastmed.preprocessing.grid import NO_SPACING
 from fastmed.readers.index import Series, index, read_series
+from fastmed.spec import Spec
 from fastmed.volume import Volume
 from fastmed.writers.images import write_preview
+from fastmed.writers.label_picture import write_label_picture
 from fastmed.writers.nifti import write_labels, write_slice_labels
 from fastmed.writers.report import ReportRow, write_report
 from fastmed.writers.tables import (
@@ -60,11 +64,17 @@ def infer(
     dry_run: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Runs a model over every CT series below `input` and writes the results below `output`.
+    """Runs a model over every scan below `input` and writes the results below `output`.
+
+    A model of CT takes CT series and volumes, one of grey images takes pictures (PNG, BMP, JPEG,
+    TIFF); a segmentation writes label maps (labels.nii.gz, of grey images labels.png), a
+    classification scores.
 
     input: a folder or file, or several. output: defaults to ./fastmed-results/<input's name>.
     model: a bundle's folder; None takes the package's demo bundle and says so.
-    engine, device: as `fastmed.load` takes them. write: some of FORMATS.
+    engine, device: as `fastmed.load` takes them.
+    write: some of FORMATS; nifti stands for labels.nii.gz, png for preview.png and labels.png. What
+        a model has none of is left out; where nothing remains, that is a wrong usage.
     strict: refuse scans of doubtful geometry instead of mending them.
     series: names (SeriesInstanceUIDs) to run; empty runs all.
     dry_run: say what would be done, and stop. quiet: print errors only.
@@ -73,18 +83,20 @@ def infer(
     named in the rows, in report.html and in manifest.json, and the others go on.
 
     Raises UsageError for a wrong argument, BundleError for a damaged bundle, FastmedError where
-    there is no CT at all or the output folder cannot be written.
+    there is no scan at all or the output folder cannot be written.
     """
     inputs = [Path(p) for p in ([input] if isinstance(input, str | Path) else input)]
     if not inputs:
         raise UsageError("--input: name at least one folder or file")
-    formats = _formats(write)
+    read = bundles.read(model if model is not None else bundles.demo_path())
+    formats = _formats(write, read.spec)
     target = Path(output) if output is not None else _default_output(inputs)
     display = Display(quiet)
     if any(target.resolve() == path.resolve() for path in inputs):
         raise UsageError(f"--output {target}: it is the input itself; name another folder")
-    entries = _select(index(inputs, strict=strict, exclude=[target]), set(series))
-    _demand_ct(entries, inputs)
+    found = index(inputs, strict=strict, exclude=[target], modality=read.spec.modality)
+    entries = _select([_suited(entry, read.spec) for entry in found], set(series))
+    _demand_scans(entries, inputs, read.spec)
     if dry_run:
         index_table(entries)
         return Run(None, tuple(_row(entry) for entry in entries if entry.verdict != "ok"), {})
@@ -133,11 +145,14 @@ def _run_one(
         volume = read_series(entry)
     findings = model(volume, clock=clock, progress=progress)
     with clock("write"):
-        _write_series(volume, findings, output / "series" / entry.name, formats)
+        folder = output / "series" / entry.name
+        _write_series(volume, findings, folder, formats, model.spec.window_hu)
     return findings
 
 
-def _write_series(volume: Volume, findings: Findings, folder: Path, formats: set[str]) -> None:
+def _write_series(
+    volume: Volume, findings: Findings, folder: Path, formats: set[str], window_hu
+) -> None:
     """Writes one series' files into a hidden folder, then renames it into place."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -146,10 +161,12 @@ def _write_series(volume: Volume, findings: Findings, folder: Path, formats: set
             write_labels(findings, partial / "labels.nii.gz")
             if findings.slice_labels:
                 write_slice_labels(findings, partial / "labels_slices.npz")
+        if "png" in formats and findings.modality == "grey" and findings.labels is not None:
+            write_label_picture(findings, partial / "labels.png")
         if "json" in formats:
             write_findings_json(findings, partial / "findings.json")
         if {"png", "report"} & formats:
-            write_preview(volume, findings, partial / "preview.png")
+            write_preview(volume, findings, partial / "preview.png", window_hu=window_hu)
         if not partial.exists():  # a run that wants findings.csv alone
             return
         _replace_folder(partial, folder)
@@ -182,13 +199,27 @@ def _write_tables(target, formats, rows, csv_rows, model, strict, seconds) -> No
     write_json(facts, target / "manifest.json")
 
 
-def _formats(write: Iterable[str]) -> set[str]:
+def _formats(write: Iterable[str], spec: Spec) -> set[str]:
+    """What to write, without the label maps in NIfTI that a model has none of."""
     formats = set(write)
     unknown = formats - set(FORMATS)
     if unknown or not formats:
         named = ",".join(sorted(unknown)) or "names nothing"
         raise UsageError(f"--write {named}: expected some of {','.join(FORMATS)}")
+    if spec.task == "classification" or spec.modality == "grey":
+        formats.discard("nifti")
+    if not formats:
+        has = "scores, and no label map" if spec.task == "classification" else "labels.png (png)"
+        raise UsageError(f"--write nifti: the model {spec.name} writes {has}; name another format")
     return formats
+
+
+def _suited(entry: Series, spec: Spec) -> Series:
+    """The entry, refused where it lacks what this model needs and can be read for others."""
+    needs_mm = spec.modality == "ct" and spec.spacing_mm_zyx is not None
+    if entry.verdict == "ok" and needs_mm and not entry.spacing_is_known:
+        return replace(entry, verdict="refused", reason=NO_SPACING, warnings=())
+    return entry
 
 
 def _default_output(inputs: list[Path]) -> Path:
@@ -205,15 +236,17 @@ def _select(entries: list[Series], wanted: set[str]) -> list[Series]:
     return [entry for entry in entries if names[entry.name] & wanted]
 
 
-def _demand_ct(entries: list[Series], inputs: list[Path]) -> None:
+def _demand_scans(entries: list[Series], inputs: list[Path], spec: Spec) -> None:
     if any(entry.verdict != "skipped" for entry in entries):
         return
     where = ", ".join(str(path) for path in inputs)
     if not entries:
-        raise FastmedError(f"{where}: no files here; name a folder of CT scans with --input")
+        wanted = "CT scans" if spec.modality == "ct" else "grey images"
+        raise FastmedError(f"{where}: no files here; name a folder of {wanted} with --input")
     found = ", ".join(sorted({entry.kind for entry in entries}))
+    wanted = "CT series" if spec.modality == "ct" else "grey image"
     raise FastmedError(
-        f"{where}: no CT series among {len(entries)} entries ({found}); fastmed index says more"
+        f"{where}: no {wanted} among {len(entries)} entries ({found}); fastmed index says more"
     )
 
 

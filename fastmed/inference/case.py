@@ -106,13 +106,14 @@ class Model:
                 )
             return logits
 
-        batch = self.batch or _BATCHES[self.spec.dimensions, self.engine.device.split(":")[0]]
+        on_cuda = self.engine.device.startswith("cuda")
+        batch = self.batch or (_CUDA_BATCHES[self.spec.dimensions] if on_cuda else 1)
         logits = task.look(image, network, self.spec, batch, progress)
         clock.seconds["network"] = clock.seconds.get("network", 0.0) + network_seconds
         stitch = time.perf_counter() - started - network_seconds
         clock.seconds["stitch"] = clock.seconds.get("stitch", 0.0) + stitch
         with clock("decode"):
-            self._check(logits, task)
+            self._check(logits)
         return logits, grid
 
     def decode(
@@ -122,9 +123,9 @@ class Model:
         with (clock or StageClock())("decode"):
             return _TASKS[self.spec.task].decode(logits, grid, volume, self.spec)
 
-    def _check(self, logits: Tensor, task: _Task) -> None:
+    def _check(self, logits: Tensor) -> None:
         expected = self.spec.num_classes
-        binary = expected == 2 and task.one_logit_is_a_sigmoid
+        binary = expected == 2 and _TASKS[self.spec.task].one_logit_is_a_sigmoid
         if logits.shape[0] not in ({1, 2} if binary else {expected}):
             first = self.spec.negative if self.spec.task == "classification" else "the background"
             raise SeriesError(
@@ -140,8 +141,9 @@ class Model:
             )
 
 
-# Tiles at once by dimensions and device. One 3D tile fills a CPU; slices and GPUs take several.
-_BATCHES = {(3, "cpu"): 1, (3, "cuda"): 4, (2, "cpu"): 4, (2, "cuda"): 8}
+# Tiles at once by dimensions, on CUDA. One tile fills a CPU, also one slice of 256 x 256: of eight
+# at once, OpenVINO takes as long for each.
+_CUDA_BATCHES = {3: 4, 2: 8}
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class _Task:
     look: from the grid [D, H, W], the network, the spec, the batch and progress to the logits of
         the scan. logits_axes: how many those of a batch have.
     decode: from logits, grid, Volume and spec to Findings.
+    one_logit_is_a_sigmoid: whether a network of one label may have one class in place of two.
     """
 
     look: Callable[..., Tensor]
@@ -190,7 +193,7 @@ _TASKS = {
 
 
 def load(bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto") -> Model:
-    """Loads a bundle for inference.
+    """Loads a bundle for inference: of any task, of CT or grey images.
 
     bundle: its folder; None takes the demo bundle (liver) of the package.
     engine: "auto", "torch", "ort" or "ov"; device: "auto", "cpu", "cuda" or "cuda:1".
@@ -198,7 +201,10 @@ def load(bundle: str | Path | None = None, *, engine: str = "auto", device: str 
     Raises BundleError for a damaged bundle, UsageError for an absent engine or device.
 
         model = fastmed.load("my-bundle")
-        findings = model(fastmed.read("scan/")[0])
+        findings = model(fastmed.read("scan/")[0])  # .labels and .masks, or .scores
+
+        model = fastmed.load("lung-masks")
+        findings = model(fastmed.read("image.png", modality="grey")[0])
     """
     read = bundles.read(bundle if bundle is not None else bundles.demo_path())
     opened, choice = open_engine(read, engine, device)

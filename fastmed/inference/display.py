@@ -160,9 +160,14 @@ def _figures(row: ReportRow) -> str:
     if row.findings is None:
         return row.reason
     figures = []
+    unit = "HU" if row.findings.get("modality", "ct") == "ct" else "grey"
     for mask in row.findings["masks"]:
-        mean = f", {mask['mean_hu']:.0f} HU" if mask["mean_hu"] is not None else ""
-        figures.append(f"{mask['label']} {mask['volume_ml']:.1f} ml{mean}")
+        mean = f", {mask['mean_hu']:.0f} {unit}" if mask["mean_hu"] is not None else ""
+        known = mask["volume_ml"] is not None
+        size = f"{mask['volume_ml']:.1f} ml" if known else f"{mask['voxels']} px"
+        figures.append(f"{mask['label']} {size}{mean}")
+    for score in row.findings["scores"]:
+        figures.append(f"{score['label']} {100 * score['probability']:.1f} %")
     return "; ".join(figures)
 
 

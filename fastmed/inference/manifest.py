@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import fastmed
 from fastmed.inference.case import Model
+from fastmed.spec import Spec
 from fastmed.writers.report import ReportRow
 
 _LIBRARIES = ("torch", "numpy", "pydicom", "nibabel", "SimpleITK", "onnxruntime", "openvino")
@@ -41,10 +43,7 @@ def manifest(
         "settings": {
             "strict": strict,
             "write": list(formats),
-            "spacing_mm_zyx": spec.spacing_mm_zyx,
-            "window_hu": spec.window_hu,
-            "tile_zyx": spec.tile_zyx,
-            "overlap": spec.overlap,
+            **_seen_by(spec),
         },
         "versions": {"python": platform.python_version()} | library_versions(_LIBRARIES),
         "series": [
@@ -59,6 +58,21 @@ def manifest(
         ],
         "notice": "For research use; not a medical device.",
     }
+
+
+def _seen_by(spec: Spec) -> dict[str, Any]:
+    """What decides how the model sees a scan; without what its task or grid does not have."""
+    tiled = spec.tile_zyx is not None
+    settings = {
+        "region": spec.region if spec.region != "scan" else None,
+        "spacing_mm_zyx": spec.spacing_mm_zyx,
+        "size_zyx": spec.size_zyx,
+        "window_hu": spec.window_hu,
+        "tile_zyx": spec.tile_zyx,
+        "overlap": spec.overlap if tiled else None,
+        "clean_up": None if spec.clean_up.is_off else asdict(spec.clean_up),
+    }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:

@@ -150,14 +150,16 @@ def _loss(cases: Sequence[StoredCase], recipe: Recipe) -> tuple[str, tuple[float
             raise UsageError("loss.name auto and loss.class_weights are for classifications")
         return name, None, ""
     targets = [case.case.target for case in cases]
+    classes = (recipe.spec.negative, *(label.name for label in recipe.spec.labels))
     if name == "auto":
-        name, reason = balance.choose_loss(targets)
-        if name == "ce" and method == "none":
-            method = "inverse" if "weighted" in reason else "none"
+        choice = balance.choose_loss(targets, class_names=classes)
+        name, reason = choice.name, choice.reason
+        if choice.weighted and method == "none":
+            method = "inverse"
     if method == "none":
         return name, None, reason
-    counts = [targets.count(k) for k in range(recipe.spec.num_classes)]
-    weights = balance.class_weights(counts, method, beta=recipe.loss.beta)
+    counts = [targets.count(k) for k in range(len(classes))]
+    weights = balance.class_weights(counts, method, beta=recipe.loss.beta, class_names=classes)
     return name, tuple(float(w) for w in weights), reason
 
 

@@ -1,4 +1,4 @@
-"""preview.png: three planes of a scan with what was found in them."""
+"""preview.png: three planes of a scan, or a grey image, with what was found in them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from fastmed.volume import Volume
 from fastmed.writers.atomic import write_atomically
 from fastmed.writers.legend import ROW_PX, draw_legend, legend_rows
 from fastmed.writers.palette import BACKGROUND, BRIGHT, DIM, FAINT, font, label_color
-from fastmed.writers.planes import Plane, cut_planes, field_of_view
+from fastmed.writers.planes import Plane, cut_image, cut_planes, field_of_view
 
 _PLANE_PX, _FLAT_PLANE_PX = 440, 560  # the longest in-plane side of the scan
 _FLAT = 0.25  # of the height of the axial plane: less depth than that makes mere strips
 _MARGIN, _GAP, _CAPTION_PX = 20, 12, 30
 _FILL_ALPHA, _EDGE_ALPHA = 84, 255
+_NARROWEST_LEGEND_PX = 200
 _DETAIL = 2  # label pixels per picture pixel, so that outlines come out smooth
 
 
@@ -32,12 +33,20 @@ def write_preview(
     """Writes preview.png: the axial, coronal and sagittal plane in which most was found.
 
     The patient's left is on the right of the picture, the head is up, all planes have one scale
-    in mm. A scan without findings shows the planes through its centre.
+    in mm. A scan without masks shows the planes through its centre; scores stand in the legend. A
+    grey image is shown whole.
 
     window_hu: (low, high) shown as black and white.
 
     Raises FastmedError where the disk refuses.
     """
+    picture = _PICTURES[findings.modality](volume, findings, window_hu)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=2)
+    write_atomically(path, [buffer.getvalue()])
+
+
+def _planes_picture(volume: Volume, findings: Findings, window_hu) -> Image.Image:
     field, centre = field_of_view(volume, findings)
     depth_mm, *in_plane_mm = np.multiply(field.shape_zyx, field.spacing_mm_zyx)
     flat = depth_mm < _FLAT * in_plane_mm[0]
@@ -51,10 +60,28 @@ def write_preview(
         window_hu=window_hu,
         label_detail=_DETAIL,
     )
-    picture = _compose(planes, findings, pixel_mm, flat)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=2)
-    write_atomically(path, [buffer.getvalue()])
+    return _compose(planes, findings, pixel_mm, flat)
+
+
+def _image_picture(volume: Volume, findings: Findings, window_hu) -> Image.Image:
+    pixel = max(volume.geometry.shape_zyx[1:]) / _FLAT_PLANE_PX
+    plane = cut_image(volume, findings, pixel_mm=pixel, window_hu=window_hu, label_detail=_DETAIL)
+    rows, columns = plane.gray.shape
+    corner = (_MARGIN, _MARGIN + _CAPTION_PX)
+    width = max(columns, _NARROWEST_LEGEND_PX) + 2 * _MARGIN
+    legend_at = (_MARGIN, corner[1] + rows + _MARGIN - 4)
+    legend = legend_rows(findings, width - 2 * _MARGIN, 3)
+    height = legend_at[1] + len(legend) * ROW_PX + _MARGIN - 4
+    picture = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    picture.paste(_overlay(plane), corner)
+    _annotate(draw, plane, corner)
+    draw_legend(draw, legend, legend_at)
+    return picture
+
+
+# How a scan of each modality is shown.
+_PICTURES = {"ct": _planes_picture, "grey": _image_picture}
 
 
 def _compose(planes, findings: Findings, pixel_mm: float, flat: bool) -> Image.Image:
@@ -122,6 +149,8 @@ def _annotate(draw: ImageDraw.ImageDraw, plane: Plane, corner: tuple[int, int]) 
     rows, columns = plane.gray.shape
     x, y = corner
     draw.text((x, y - 10), plane.name.upper(), DIM, font(12), anchor="ls")
+    if plane.crossing is None:
+        return
     across, down = x + plane.crossing[0] * columns, y + plane.crossing[1] * rows
     for start, end in (
         ((across, y - 6), (across, y - 2)),

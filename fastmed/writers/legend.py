@@ -1,4 +1,4 @@
-"""The legend of a picture: a colour, a name and a volume per label, the largest first."""
+"""The legend of a picture: a colour, a name and a figure per label, the largest first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import ImageDraw
 
 from fastmed.findings import Findings
-from fastmed.writers.palette import BRIGHT, DIM, font, label_color
+from fastmed.writers.palette import BRIGHT, DIM, FAINT, font, label_color
 
 ROW_PX = 26
 _TEXT_PX = 14
@@ -25,14 +25,17 @@ class Entry:
 
 
 def legend_rows(findings: Findings, width_px: float, most_rows: int) -> list[list[Entry]]:
-    """Flows the labels that were found into rows; what has no room is counted at the end."""
+    """Flows the labels that were found, or their scores, into rows.
+
+    What has no room is counted at the end.
+    """
     value_of = {label.name: label.value for label in findings.classes}
-    found = sorted((m for m in findings.masks if m.voxels), key=lambda mask: -mask.volume_ml)
+    found = _figures(findings)
     if not found:
         return [[Entry(0, "nothing found")]]
     rows, x = [[]], 0.0
-    for rank, mask in enumerate(found):
-        name, figure = _shorten(mask.label), format_ml(mask.volume_ml)
+    for rank, (label, figure) in enumerate(found):
+        name = _shorten(label)
         needed = _SWATCH_PX + font(_TEXT_PX).getlength(name + figure) + _SPACE_PX
         room = width_px - x - (_MORE_PX if len(rows) == most_rows else 0)
         if needed > room and rows[-1]:
@@ -41,7 +44,8 @@ def legend_rows(findings: Findings, width_px: float, most_rows: int) -> list[lis
                 break
             rows.append([])
             x = 0.0
-        rows[-1].append(Entry(x, name, figure, label_color(value_of.get(mask.label, 1))))
+        color = label_color(value_of[label]) if label in value_of else FAINT
+        rows[-1].append(Entry(x, name, figure, color))
         x += needed + _BETWEEN_PX
     return rows
 
@@ -61,10 +65,29 @@ def draw_legend(draw: ImageDraw.ImageDraw, rows: list[list[Entry]], corner) -> N
             draw.text((x, middle), entry.figure, DIM, font(_TEXT_PX), anchor="lm")
 
 
+def format_size(volume_ml: float | None, voxels: int) -> str:
+    """Formats a mask's size: its volume or, in a grey image, its pixels."""
+    return f"{voxels} px" if volume_ml is None else format_ml(volume_ml)
+
+
+def format_share(probability: float) -> str:
+    """Formats a probability: 73.2 %."""
+    return f"{100 * probability:.1f} %"
+
+
 def format_ml(volume_ml: float) -> str:
     """Formats a volume with about three figures: 1126 ml, 22.4 ml, 0.35 ml."""
     digits = 0 if volume_ml >= 100 else 1 if volume_ml >= 10 else 2
     return f"{volume_ml:.{digits}f} ml"
+
+
+def _figures(findings: Findings) -> list[tuple[str, str]]:
+    """Each label that was found, or scored, with its figure; the largest first."""
+    if findings.scores:
+        ranked = sorted(findings.scores, key=lambda score: -score.probability)
+        return [(score.label, format_share(score.probability)) for score in ranked]
+    ranked = sorted((m for m in findings.masks if m.voxels), key=lambda mask: -mask.voxels)
+    return [(mask.label, format_size(mask.volume_ml, mask.voxels)) for mask in ranked]
 
 
 def _shorten(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Three right-angled planes through what was found, cut straight from the stored voxels."""
+"""Right-angled planes through what was found, cut straight from the stored voxels."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _BODY_MARGIN_MM = 8.0
 class Plane:
     """One cut. Rows run down and columns to the right, as a radiologist looks at them.
 
-    name: axial, coronal or sagittal.
+    name: axial, coronal, sagittal, or image.
     gray: [H, W] uint8, the windowed CT. labels: [kH, kW], k label pixels along one pixel.
-    letters: the patient's side at the left, right, top and bottom edge, as RLAP.
-    crossing: fractions (right, down) of the size at which the two other planes cut this one.
+    letters: the patient's side at the left, right, top and bottom edge, as RLAP; "" of a picture.
+    crossing: fractions (right, down) of the size at which the two other planes cut this one; None
+        where there are none.
     """
 
     name: str
     gray: np.ndarray
     labels: np.ndarray
     letters: str
-    crossing: tuple[float, float]
+    crossing: tuple[float, float] | None
 
 
 def field_of_view(volume: Volume, findings: Findings) -> tuple[Geometry, np.ndarray]:
@@ -66,8 +67,7 @@ def field_of_view(volume: Volume, findings: Findings) -> tuple[Geometry, np.ndar
     tallest = min(size[0], round(_TALLEST * max(high[1:] - low[1:])))
     low[0] = np.clip(centre[0] - tallest // 2, 0, size[0] - tallest)
     high[0] = low[0] + tallest
-    field = Geometry.from_axes(tuple(high - low), grid.to_world(low), grid.steps_lps_mm)
-    return field, grid.to_world(centre)
+    return grid.crop(low, high - low), grid.to_world(centre)
 
 
 def cut_planes(
@@ -108,6 +108,22 @@ def cut_planes(
         cut("coronal", (top, y, 0), (depth, width), (-1, 0, 0), (0, 0, 1), "RLHF", (x, top - z)),
         cut("sagittal", (top, 0, x), (depth, height), (-1, 0, 0), (0, 1, 0), "APHF", (y, top - z)),
     )
+
+
+def cut_image(
+    volume: Volume,
+    findings: Findings,
+    *,
+    pixel_mm: float,
+    window_hu: tuple[float, float],
+    label_detail: int,
+) -> Plane:
+    """Cuts the whole of a grey image, as it is stored; pixel_mm is in pixels of the image."""
+    image = volume.geometry
+    rows, columns = (max(1, round(n / pixel_mm)) for n in image.shape_zyx[1:])
+    gray = _sample_window(volume, image.resized((1, rows, columns)), window_hu)
+    size = (1, rows * label_detail, columns * label_detail)
+    return Plane("image", gray, _sample_labels(findings, image.resized(size)), "", None)
 
 
 def _steps(voxels: np.ndarray, search_size: int) -> list[int]:
@@ -157,6 +173,8 @@ def _sample_labels(findings: Findings, plane: Geometry) -> np.ndarray:
 
     from fastmed.ops import window_resample
 
+    if findings.labels is None:
+        return np.zeros(plane.shape_zyx[1:], dtype=np.uint8)
     labels = torch.from_numpy(np.ascontiguousarray(findings.labels))
     matrix = torch.from_numpy(findings.geometry.matrix_from(plane))
     size = plane.shape_zyx

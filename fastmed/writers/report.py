@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fastmed.findings import Findings
 from fastmed.writers.atomic import write_atomically
-from fastmed.writers.legend import format_ml
+from fastmed.writers.legend import format_share, format_size
 from fastmed.writers.palette import label_color
 from fastmed.writers.tables import findings_dict
 
@@ -69,7 +69,8 @@ def write_report(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["color"] = lambda value: f"#{bytes(label_color(value)).hex()}"
-    environment.filters["ml"] = format_ml
+    environment.filters["size"] = lambda mask: format_size(mask["volume_ml"], mask["voxels"])
+    environment.filters["share"] = format_share
     template = environment.from_string(Path(__file__).with_name(_TEMPLATE).read_text("utf-8"))
     width_px = max(_NARROWEST_PX, min(_WIDEST_PX, _WIDTHS_OF_A_PAGE_PX // max(1, len(rows))))
     page = template.generate(

@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastmed.findings import Findings, Mask
+from fastmed.findings import Findings, Mask, Score
 from fastmed.geometry import Geometry
 from fastmed.writers.atomic import write_atomically
 
-CSV_COLUMNS = ("series", "source", "model", "kind", "label", "volume_ml", "mean_hu", "voxels")
+CSV_COLUMNS = (
+    "series", "source", "model", "kind", "label", "volume_ml", "mean_hu", "voxels", "probability",
+)  # fmt: skip
 
 
 def findings_dict(findings: Findings) -> dict[str, Any]:
@@ -24,22 +26,25 @@ def findings_dict(findings: Findings) -> dict[str, Any]:
             "series": findings.series,
             "source": findings.source,
             "model": findings.model,
+            "modality": findings.modality,
             "geometry": _geometry_dict(findings.geometry),
             "masks": [_mask_dict(mask) for mask in findings.masks],
             "boxes": [],
-            "scores": [],
+            "scores": [_score_dict(score) for score in findings.scores],
             "warnings": findings.warnings,
         }
     )
 
 
 def findings_rows(findings: Findings) -> list[dict[str, Any]]:
-    """Returns the rows of findings.csv for one scan, one per mask, keyed by CSV_COLUMNS.
+    """Returns the rows of findings.csv for one scan, one per mask or score, by CSV_COLUMNS.
 
     They hold no label map, so a run over an archive can collect them.
     """
     scan = {"series": findings.series, "source": findings.source, "model": findings.model}
-    return [_plain(scan | {"kind": "mask"} | _mask_dict(mask)) for mask in findings.masks]
+    masks = [scan | {"kind": "mask"} | _mask_dict(mask) for mask in findings.masks]
+    scores = [scan | {"kind": "score"} | _score_dict(score) for score in findings.scores]
+    return _plain(masks + scores)
 
 
 def write_findings_json(findings: Findings, path: str | os.PathLike) -> None:
@@ -59,7 +64,7 @@ def write_json(content: Any, path: str | os.PathLike) -> None:
 def write_findings_csv(
     findings: Iterable[Findings | Mapping[str, Any]], path: str | os.PathLike
 ) -> None:
-    """Writes findings.csv: a header, then one row per mask.
+    """Writes findings.csv: a header, then one row per mask or score.
 
     findings: results, or rows as `findings_rows` returns them, in the order of the file.
 
@@ -84,6 +89,10 @@ def _mask_dict(mask: Mask) -> dict[str, Any]:
         "mean_hu": mask.mean_hu,
         "voxels": mask.voxels,
     }
+
+
+def _score_dict(score: Score) -> dict[str, Any]:
+    return {"label": score.label, "probability": score.probability}
 
 
 def _geometry_dict(geometry: Geometry) -> dict[str, Any]:

@@ -378,11 +378,11 @@ def test_an_unknown_error_in_one_scan_stops_no_other(archive, run, monkeypatch):
 def test_ctrl_c_keeps_finished_scans_and_names_the_others(archive, run, monkeypatch, tmp_path):
     real, written = archive_module.write_preview, []
 
-    def interrupted(volume, findings, path):
+    def interrupted(volume, findings, path, **options):
         if written:
             raise KeyboardInterrupt
         written.append(path)
-        real(volume, findings, path)
+        real(volume, findings, path, **options)
 
     monkeypatch.setattr(archive_module, "write_preview", interrupted)
     with pytest.raises(KeyboardInterrupt):

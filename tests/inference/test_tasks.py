@@ -135,11 +135,12 @@ def test_one_logit_is_no_classification():
 def test_a_network_of_the_other_task_fails_the_series(name):
     other = Fixed(0.0, 1.0, 2.0) if name == "3D" else nn.Conv3d(1, 3, 1)
     spec = SPECS[name]
-    with pytest.raises(SeriesError, match="logits of . axes; those of a"):
+    with pytest.raises(SeriesError, match=r"logits of \d axes; those of a"):
         Model(spec, NetworkEngine(other, spec, "cpu"))(scan())
 
 
-def test_slices_are_seen_one_by_one_and_in_batches():
+@pytest.mark.parametrize("batch", [1, 4])
+def test_slices_are_seen_without_their_depth(batch):
     shapes = []
 
     class Look(nn.Module):
@@ -149,8 +150,8 @@ def test_slices_are_seen_one_by_one_and_in_batches():
 
     volume = scan((9, 64, 96))
     spec = replace(SEGMENT_2D, spacing_mm_zyx=(3.0, 2.0, 2.0))
-    findings = Model(spec, NetworkEngine(Look(), spec, "cpu"))(volume)
-    assert set(shapes) == {(4, 1, 32, 48)}
+    findings = Model(spec, NetworkEngine(Look(), spec, "cpu"), batch=batch)(volume)
+    assert set(shapes) == {(batch, 1, 32, 48)}
     assert np.array_equal(findings.labels == 1, volume.voxels > 40)
 
 

@@ -26,9 +26,9 @@ def chest_hu(world) -> np.ndarray:
     body = (8, -20, 110), (175, 115, 1)
     arm = (-196, -20, 110), (30, 30, 1)
     x, y, z = (world[..., k] for k in range(3))
-    table = (np.abs(x - 8) < 150) & (np.abs(y - 118) < 20)
+    table = (np.abs(x - 8) < 150) & (np.abs(y - 110) < 13)
     hu[table] = -100
-    hu[table & (np.abs(x - 8) < 147) & (np.abs(y - 118) < 17)] = -930
+    hu[table & (np.abs(x - 8) < 147) & (np.abs(y - 110) < 10)] = -930
     hu[(ellipsoid(world, *body, (0, 1)) < 1) | (ellipsoid(world, *arm, (0, 1)) < 1)] = 40
     for centre, radii in LUNGS.values():
         hu[ellipsoid(world, centre, radii) < 1] = -850

@@ -25,7 +25,9 @@ def test_json_has_the_agreed_keys(make_findings, tmp_path):
     write_findings_json(findings, tmp_path / "findings.json")
     content = json.loads((tmp_path / "findings.json").read_text("utf-8"))
     assert content == findings_dict(findings)
-    keys = ["series", "source", "model", "geometry", "masks", "boxes", "scores", "warnings"]
+    keys = [
+        "series", "source", "model", "modality", "geometry", "masks", "boxes", "scores", "warnings",
+    ]  # fmt: skip
     assert list(content) == keys
     assert [list(mask) for mask in content["masks"]] == [
         ["label", "volume_ml", "mean_hu", "voxels"]
@@ -75,7 +77,7 @@ def test_csv_has_one_row_per_mask(make_findings, tmp_path):
 def test_csv_leaves_unknown_figures_empty(make_findings, tmp_path):
     findings = make_findings(masks=(Mask("liver", 0.0, math.nan, 0),))
     write_findings_csv([findings], tmp_path / "findings.csv")
-    assert (tmp_path / "findings.csv").read_text().endswith(",liver,0.0,,0\n")
+    assert (tmp_path / "findings.csv").read_text().endswith(",liver,0.0,,0,\n")
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n@1"])
