@@ -116,7 +116,7 @@ def test_turning_zooming_and_flipping_keep_the_centre_and_act_in_mm():
     d = replace(drawn_many(replace(OFF, rotation_p=1.0))[3], shift_voxels=np.zeros(3))
     matrix = patch_matrix((3, 4, 5), PATCH, SPACING, d)
     centre = (np.array(PATCH) - 1) / 2
-    np.testing.assert_allclose(matrix[:, :3] @ centre + matrix[:, 3], centre + (3, 4, 5))
+    np.testing.assert_allclose(matrix[:, :3] @ centre + matrix[:, 3], np.add(centre, (3, 4, 5)))
     in_mm = np.array(SPACING)[:, None] * matrix[:, :3] / SPACING
     np.testing.assert_allclose(in_mm @ in_mm.T, np.eye(3), atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Batches: what trains equals what inference sees, is drawn by seed alone, and pairs with its label."""
+"""Batches: what trains is what inference sees, drawn by seed alone, paired with its label."""
 
 from __future__ import annotations
 
