@@ -12,6 +12,7 @@ from fastmed.geometry import Geometry
 
 KINDS = (
     "ct",
+    "grey image",
     "label map",
     "localizer",
     "dose report",
@@ -30,7 +31,7 @@ _PLAIN_FILE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}")
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One CT series or volume file, or one group of things that are no CT, with a verdict.
+    """One CT series, volume file or grey image, or one group of other things, with a verdict.
 
     name: result-folder name; unique within one index, never able to leave a folder.
     source: path relative to the folder that was searched (that folder's own name where the two
@@ -42,6 +43,7 @@ class Series:
     files: how many files stand behind it.
     shape_zyx: voxels, None where unknown.
     geometry: where the voxels are; None unless the verdict is "ok".
+    spacing_is_known: False where the file says nothing of it, so that the geometry's is made up.
     format, stored: which reader takes it, and what that reader needs.
     """
 
@@ -54,6 +56,7 @@ class Series:
     files: int = 1
     shape_zyx: tuple[int, int, int] | None = None
     geometry: Geometry | None = None
+    spacing_is_known: bool = True
     format: str = ""
     stored: Any = field(default=None, repr=False)
 
@@ -63,8 +66,9 @@ class Series:
 
     @property
     def spacing_mm_zyx(self) -> tuple[float, float, float] | None:
-        """Distance between voxel centres in mm; None unless the verdict is "ok"."""
-        return self.geometry.spacing_mm_zyx if self.geometry else None
+        """Distance between voxel centres in mm; None unless the verdict is "ok", or unknown."""
+        known = self.geometry is not None and self.spacing_is_known
+        return self.geometry.spacing_mm_zyx if known else None
 
 
 def name_from_uid(series_uid: str, identity: str) -> str:

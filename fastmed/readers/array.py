@@ -1,0 +1,146 @@
+"""NumPy files (.npy): a volume [D, H, W] in HU, or one image [H, W]; they carry no geometry.
+
+A JSON file of the same name beside it may hold {"spacing_mm_zyx": [z, y, x]}.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastmed.geometry import Geometry
+from fastmed.readers.series import Series, name_from_path, one_line
+from fastmed.readers.voxel_content import content
+from fastmed.readers.walk import Found
+from fastmed.volume import Volume
+
+AIR_HU = -1024.0
+_AXES = "the file names no directions: z to the head, y to the back, x to the left assumed"
+_NO_SPACING = "the file names no spacing: only models of a fixed grid size take it"
+
+
+class _Refused(Exception):
+    """Why a file is not taken."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """The file that NumPy is to open."""
+
+    path: str
+
+
+def array_entry(found: Found, *, modality: str) -> Series | None:
+    """Judges one .npy file; None where it is an array of something else (one axis, texts, ...).
+
+    modality: "ct" takes [D, H, W] or [H, W] in HU; "grey" takes [H, W] of any numbers.
+    """
+    shape = geometry = None
+    known, warnings = False, ()
+    try:
+        voxels = np.load(found.path, mmap_mode="r", allow_pickle=False)
+        if voxels.dtype.kind not in "iuf" or voxels.ndim not in (2, 3) or not voxels.size:
+            return None
+        shape = voxels.shape if voxels.ndim == 3 else (1, *voxels.shape)
+        kind, verdict, reason = _JUDGES[modality](voxels)
+        spacing = _spacing(found) if modality == "ct" else None
+        known = spacing is not None
+        geometry = Geometry.from_spacing(shape, spacing or (1.0, 1.0, 1.0))
+        if modality == "ct":
+            warnings = (_AXES,) if known else (_AXES, _NO_SPACING)
+    except _Refused as error:
+        kind, verdict, reason = "ct", "refused", str(error)
+    except (ValueError, EOFError, OSError) as error:
+        if "pickle" in str(error) or "Object arrays" in str(error):
+            return None
+        kind, verdict = "damaged", "failed"
+        text = one_line(error, found.path, found.relative)
+        reason = f"it cannot be read as an array ({text})"
+    return Series(
+        name=name_from_path(found.relative),
+        source=found.relative,
+        kind=kind,
+        verdict=verdict,
+        reason=reason,
+        warnings=warnings if verdict == "ok" else (),
+        shape_zyx=shape,
+        geometry=geometry if verdict == "ok" else None,
+        spacing_is_known=known,
+        format="array",
+        stored=StoredArray(found.path),
+    )
+
+
+def read_array(series: Series) -> Volume:
+    """Reads a .npy file with the verdict "ok"; what is not a number becomes air."""
+    voxels = np.load(series.stored.path, allow_pickle=False).reshape(series.shape_zyx)
+    voxels = _as_kernels_take_it(voxels)
+    warnings = list(series.warnings)
+    if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
+        voxels = np.where(real, voxels, voxels.dtype.type(AIR_HU))
+        warnings.append(f"{np.count_nonzero(~real)} voxels are not a number: taken as air")
+    return Volume(
+        voxels=np.ascontiguousarray(voxels),
+        geometry=series.geometry,
+        name=series.name,
+        source=series.source,
+        warnings=tuple(warnings),
+        spacing_is_known=series.spacing_is_known,
+    )
+
+
+def _judge_ct(voxels: np.ndarray) -> tuple[str, str, str]:
+    planes = voxels if voxels.ndim == 3 else voxels[None]
+    kind, reason = content((np.asarray(plane).ravel() for plane in planes), 1.0, 0.0)
+    verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
+    return kind, verdict, reason or "CT voxels of a NumPy array"
+
+
+def _judge_grey(voxels: np.ndarray) -> tuple[str, str, str]:
+    if voxels.ndim == 3:
+        reason = f"an array of shape {voxels.shape}: expected one grey image [rows, columns]"
+        return "grey image", "refused", reason
+    return "grey image", "ok", f"grey image, {voxels.shape[1]} x {voxels.shape[0]} pixels"
+
+
+_JUDGES = {"ct": _judge_ct, "grey": _judge_grey}
+
+
+def _spacing(found: Found) -> tuple[float, float, float] | None:
+    """What the JSON file beside the array says; None where there is none, or it says nothing."""
+    beside = Path(found.path).with_suffix(".json")
+    if not beside.is_file():
+        return None
+    try:
+        said = json.loads(beside.read_bytes())
+    except ValueError as error:
+        raise _Refused(f"{beside.name} beside it is no JSON ({error})") from error
+    if not isinstance(said, dict) or "spacing_mm_zyx" not in said:
+        return None
+    spacing = said["spacing_mm_zyx"]
+    sound = isinstance(spacing, list) and len(spacing) == 3
+    if not sound or not all(_is_length(mm) for mm in spacing):
+        raise _Refused(
+            f"spacing_mm_zyx in {beside.name} is {spacing!r}: expected three positive numbers"
+        )
+    return tuple(float(mm) for mm in spacing)
+
+
+def _is_length(mm: object) -> bool:
+    number = isinstance(mm, int | float) and not isinstance(mm, bool)
+    return number and math.isfinite(mm) and mm > 0
+
+
+def _as_kernels_take_it(voxels: np.ndarray) -> np.ndarray:
+    """Native byte order and a type of the kernels."""
+    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    if voxels.dtype in (np.uint8, np.int16, np.uint16, np.int32) or voxels.dtype.kind == "f":
+        return voxels.astype(np.float64) if voxels.dtype.itemsize > 8 else voxels
+    if voxels.dtype == np.int8:
+        return voxels.astype(np.int16)
+    fits = int(voxels.min()) >= -(2**31) and int(voxels.max()) < 2**31
+    return voxels.astype(np.int32 if fits else np.float64)
