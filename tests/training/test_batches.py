@@ -133,6 +133,37 @@ def test_an_unaugmented_classification_sees_inferences_grid_bit_by_bit(name, giv
         assert target == index % 2
 
 
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 1.3)])
+def test_an_image_of_a_fixed_size_is_inferences_bit_by_bit(spacing, given):
+    spec = replace(SLICES, spacing_mm_zyx=None, size_zyx=(1, 32, 32), tile_zyx=(1, 32, 32))
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 41, 53)).astype(np.uint8)
+    volume = Volume(pixels, Geometry.from_spacing(pixels.shape, (1.0, *spacing)))
+    case = given(volume, np.where(pixels > 99, 255, 0).astype(np.uint8), spec=spec)
+    batch = training_set([case], spec=spec, batch_size=1).batch(1, 0)
+    assert torch.equal(batch.image[0], to_grid(volume, spec)[0])
+
+
+def chest() -> Volume:
+    """A block of tissue in air with two lungs."""
+    hu = np.full((40, 80, 100), -1000, np.int16)
+    hu[:, 10:70, 10:90] = 40
+    hu[6:34, 20:60, 20:45] = hu[6:34, 20:60, 55:80] = -850
+    hu += np.random.default_rng(0).integers(-20, 20, hu.shape).astype(np.int16)
+    return Volume(hu, oblique(hu.shape, 5.0))
+
+
+def test_the_lungs_are_cut_as_inference_cuts_them(given):
+    spec = replace(CHEST, region="lungs")
+    case = given(chest(), spec=spec, target=1)
+    image, grid = to_grid(chest(), spec)
+    assert case.grid == grid
+    batch = training_set([case], spec=spec, batch_size=1).batch(1, 0)
+    assert torch.equal(batch.image[0, 0], image)
+    whole_mm3 = chest().voxels.size * chest().geometry.voxel_volume_mm3
+    assert 16**3 * grid.voxel_volume_mm3 < 0.5 * whole_mm3
+    assert torch.equal(to_grid(case.volume(), spec)[0], image)
+
+
 def test_one_call_resamples_the_images_of_a_batch_and_one_the_labels(given, monkeypatch):
     calls = []
     resample = batches_module.window_resample
