@@ -207,17 +207,24 @@ def _sampled(volume: Tensor, places: Tensor, mode: str) -> Tensor:
 
 
 def shade(image: Tensor, drawn: list[Drawn]) -> None:
-    """Contrast, brightness and noise, in place, of [B, D, H, W] in 0..1, which it stays in."""
+    """Contrast, brightness and noise, in place, of [B, D, H, W] in 0..1, which it stays in.
+
+    With contrast c and brightness b a voxel becomes ((voxel - mean) * c + mean) * b.
+    """
+    gains = [sample.contrast * sample.brightness for sample in drawn]
+    rests = [(1.0 - sample.contrast) * sample.brightness for sample in drawn]
+    changes = any(sample.contrast != 1.0 or sample.brightness != 1.0 for sample in drawn)
+    if changes:
+        gain = torch.tensor(gains, device=image.device).view(-1, 1, 1, 1)
+        rest = torch.zeros_like(gain)
+        for row, sample in enumerate(drawn):
+            if sample.contrast != 1.0:
+                rest[row] = image[row].mean() * rests[row]
+        torch.addcmul(rest, image, gain, out=image)
     for row, sample in enumerate(drawn):
-        one = image[row]
-        changes = sample.contrast != 1.0 or sample.brightness != 1.0
-        if changes:
-            # ((one - mean) * contrast + mean) * brightness
-            rest = one.mean() * ((1.0 - sample.contrast) * sample.brightness)
-            one.mul_(sample.contrast * sample.brightness).add_(rest)
         if sample.noise:
             generator = torch.Generator(image.device).manual_seed(sample.noise_seed)
-            field = torch.randn(one.shape, generator=generator, device=image.device)
-            one.add_(field, alpha=sample.noise)
-        if changes or sample.noise:
-            one.clamp_(0.0, 1.0)
+            field = torch.randn(image[row].shape, generator=generator, device=image.device)
+            image[row].add_(field, alpha=sample.noise)
+    if changes or any(sample.noise for sample in drawn):
+        image.clamp_(0.0, 1.0)
