@@ -172,41 +172,59 @@ def bend(image: Tensor, labels: Tensor | None, drawn: list[Drawn]) -> None:
         if sample.elastic is None:
             continue
         places = _displaced(sample.elastic, image.shape[1:], image.device)
-        one = image[row][None, None]
-        moved = F.grid_sample(one, places, padding_mode="border", align_corners=True)
-        image[row] = moved[0, 0].clamp_(0.0, 1.0)
+        image[row] = _sampled(image[row], places, "bilinear").clamp_(0.0, 1.0)
         if labels is not None:
-            own = labels[row][None, None].float()
-            nearest = F.grid_sample(
-                own, places, mode="nearest", padding_mode="border", align_corners=True
-            )
-            labels[row] = nearest[0, 0].to(labels.dtype)
+            nearest = _sampled(labels[row].float(), places, "nearest")
+            labels[row] = nearest.to(labels.dtype)
 
 
 def _displaced(coarse: np.ndarray, shape, device) -> Tensor:
-    """[1, D, H, W, 3] places (x, y, z) in -1..1 of the displaced voxels."""
-    field = torch.from_numpy(coarse).to(device, torch.float32)[None]
-    field = F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)[0]
-    axes = []
+    """[D, H, W, 3] places (x, y, z) in -1..1 of the displaced voxels."""
+    points = []
     for axis, n in enumerate(shape):
-        line = torch.arange(n, device=device, dtype=torch.float32)
-        line = line.view([-1 if k == axis else 1 for k in range(3)])
-        axes.append((line + field[axis]) * (2.0 / max(n - 1, 1)) - 1.0)
-    return torch.stack(axes[::-1], dim=-1)[None]
+        # Where a voxel was is linear in its index, which interpolation keeps.
+        line = np.linspace(-1.0, 1.0, coarse.shape[axis + 1]) if n > 1 else np.zeros(2)
+        line = line.reshape([-1 if k == axis else 1 for k in range(3)])
+        points.append(line + coarse[axis] * (2.0 / max(n - 1, 1)))
+    field = torch.from_numpy(np.stack(points[::-1])).to(device, torch.float32)[None]
+    field = field.contiguous(memory_format=torch.channels_last_3d)
+    field = F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)
+    return field[0].permute(1, 2, 3, 0)
+
+
+def _sampled(volume: Tensor, places: Tensor, mode: str) -> Tensor:
+    """[D, H, W] float32 at `places`, the edge repeated outside."""
+    # torch shares the items of a batch among its threads, never the voxels of one.
+    slabs = math.gcd(places.shape[0], torch.get_num_threads())
+    sampled = F.grid_sample(
+        volume.expand(slabs, 1, *volume.shape),
+        places.reshape(slabs, -1, *places.shape[1:]),
+        mode=mode,
+        padding_mode="border",
+        align_corners=True,
+    )
+    return sampled.reshape(places.shape[:3])
 
 
 def shade(image: Tensor, drawn: list[Drawn]) -> None:
-    """Contrast, brightness and noise, in place, of [B, D, H, W] in 0..1, which it stays in."""
+    """Contrast, brightness and noise, in place, of [B, D, H, W] in 0..1, which it stays in.
+
+    With contrast c and brightness b a voxel becomes ((voxel - mean) * c + mean) * b.
+    """
+    gains = [sample.contrast * sample.brightness for sample in drawn]
+    rests = [(1.0 - sample.contrast) * sample.brightness for sample in drawn]
+    changes = any(sample.contrast != 1.0 or sample.brightness != 1.0 for sample in drawn)
+    if changes:
+        gain = torch.tensor(gains, device=image.device).view(-1, 1, 1, 1)
+        rest = torch.zeros_like(gain)
+        for row, sample in enumerate(drawn):
+            if sample.contrast != 1.0:
+                rest[row] = image[row].mean() * rests[row]
+        torch.addcmul(rest, image, gain, out=image)
     for row, sample in enumerate(drawn):
-        one = image[row]
-        if sample.contrast != 1.0:
-            mean = one.mean()
-            one.sub_(mean).mul_(sample.contrast).add_(mean)
-        if sample.brightness != 1.0:
-            one.mul_(sample.brightness)
         if sample.noise:
             generator = torch.Generator(image.device).manual_seed(sample.noise_seed)
-            field = torch.randn(one.shape, generator=generator, device=image.device)
-            one.add_(field, alpha=sample.noise)
-        if sample.contrast != 1.0 or sample.brightness != 1.0 or sample.noise:
-            one.clamp_(0.0, 1.0)
+            field = torch.randn(image[row].shape, generator=generator, device=image.device)
+            image[row].add_(field, alpha=sample.noise)
+    if changes or any(sample.noise for sample in drawn):
+        image.clamp_(0.0, 1.0)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -24,6 +25,8 @@ from fastmed.training.stored_case import Crop, StoredCase, prepare
 
 FORMAT = 1
 _ENTRY = "entry.json"
+_DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:)([^\r\n]*)", re.M | re.I)
+_HEADER_BYTES = 1 << 16
 _STALE_SECONDS = 3600.0  # a temporary folder this old was left behind by a killed process
 
 
@@ -188,11 +191,20 @@ class Cache:
 
 
 def _files_of(path: Path) -> list[Path]:
+    """The files that hold an image: one, a folder of DICOM, or a header and its voxels."""
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    if path.suffix.lower() in (".mhd", ".nhdr"):  # the voxels are in files beside the header
-        return sorted(file for file in path.parent.glob(f"{path.stem}.*") if file.is_file())
-    return [path]
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        return [path]
+    with open(path, "rb") as file:
+        named = _DATA_FILE.search(file.read(_HEADER_BYTES))
+    name = os.fsdecode(named[1].strip()) if named else ""
+    if name == "LOCAL":
+        return [path]
+    if name and (path.parent / name).is_file():
+        return [path, path.parent / name]
+    # A list or a pattern of files: any file beside the header may be one of them.
+    return sorted(file for file in path.parent.iterdir() if file.is_file())
 
 
 def _write_entry(folder: Path, made: StoredCase, arrays: dict[str, np.ndarray]) -> None:

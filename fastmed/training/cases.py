@@ -58,18 +58,23 @@ def without_suffix(name: str, known: tuple[str, ...]) -> str | None:
 
 
 def read_image(case: Case, spec: Spec) -> Volume:
-    """Reads the image as inference would; NaN voxels are an error here.
+    """Reads the image as inference does; NaN voxels, which count as air there, are an error here.
 
     Raises DataError that names the case.
     """
+    from fastmed.readers.index import read
+
     try:
-        volume = _volume(case.image, spec)
+        volumes = read(case.image, modality=spec.modality)
     except (SeriesError, OSError, ValueError) as error:
         raise DataError(f"{case.name}: {error}") from error
+    if len(volumes) != 1:
+        raise DataError(f"{case.name}: {case.image.name} holds {len(volumes)} scans: expected one")
+    (volume,) = volumes
     notes = [note for note in volume.warnings if NOT_A_NUMBER in note]
-    if notes or (volume.voxels.dtype.kind == "f" and not np.isfinite(volume.voxels).all()):
-        bad = notes[0].split()[0] if notes else np.count_nonzero(~np.isfinite(volume.voxels))
-        raise DataError(f"{case.name}: {bad} voxels of {case.image.name} are NaN or infinite")
+    if notes:
+        count = notes[0].split()[0]
+        raise DataError(f"{case.name}: {count} voxels of {case.image.name} are NaN or infinite")
     return volume
 
 
@@ -86,7 +91,8 @@ def read_label(case: Case, spec: Spec) -> tuple[np.ndarray, Geometry | None]:
         labels, geometry = read_label_map(case.label)
     except (SeriesError, OSError, ValueError) as error:
         raise DataError(f"{case.name}: {error}") from error
-    return labels, None if _is_plain(case.label) else geometry
+    is_picture = spec.modality == "grey"
+    return labels, None if is_picture else geometry
 
 
 def pair_problems(name: str, scan: Geometry, label_shape, label: Geometry | None) -> list[str]:
@@ -103,35 +109,6 @@ def pair_problems(name: str, scan: Geometry, label_shape, label: Geometry | None
     if apart <= GRIDS_AGREE_VOXELS:
         return []
     return [f"{name}: image and label lie on different grids, {apart:.3g} voxels apart"]
-
-
-def _volume(path: Path, spec: Spec) -> Volume:
-    if _is_plain(path):
-        voxels = _plain_voxels(path)
-        geometry = Geometry.from_spacing(voxels.shape, (1.0, 1.0, 1.0))
-        knows = spec.modality == "grey"
-        return Volume(voxels, geometry, name=path.name, source=path.name, spacing_is_known=knows)
-    from fastmed.readers.index import read
-
-    volumes = read(path)
-    if len(volumes) != 1:
-        raise SeriesError(f"{path.name} holds {len(volumes)} CT volumes: expected one")
-    return volumes[0]
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether the file holds voxels and nothing about where they are."""
-    return path.is_file() and path.name.lower().endswith(GREY_SUFFIXES)
-
-
-def _plain_voxels(path: Path) -> np.ndarray:
-    if path.suffix.lower() == ".npy":
-        return _array(path)
-    from PIL import Image
-
-    with Image.open(path) as image:
-        wide = image.mode.startswith("I") or image.mode == "F"
-        return np.asarray(image if wide else image.convert("L"))[None]
 
 
 def _array(path: Path) -> np.ndarray:

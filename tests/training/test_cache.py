@@ -101,6 +101,29 @@ def test_a_file_that_changes_is_read_again(tmp_path, data, cases):
     assert cache.stored(cases[0], LIVER, {}).labels.sum() == 2 * 1 * 2
 
 
+def test_voxels_beside_their_header_count_as_content(tmp_path, cases):
+    import SimpleITK as sitk
+
+    def write(seed: int) -> None:
+        image = sitk.GetImageFromArray(scan(seed).voxels)
+        image.SetSpacing((1.5, 1.5, 2.5))
+        sitk.WriteImage(image, tmp_path / "a [1].mhd")
+
+    write(0)
+    case = replace(cases[0], image=tmp_path / "a [1].mhd", label=None)
+    cache = Cache(tmp_path / "cache", limit_bytes=BIG)
+    cache.stored(case, LIVER, {})
+    write(5)
+    assert (cache.stored(case, LIVER, {}).voxels == scan(5).voxels).all()
+    header = (tmp_path / "a [1].mhd").read_text().replace("a [1].raw", "other.raw")
+    (tmp_path / "a [1].raw").rename(tmp_path / "other.raw")
+    (tmp_path / "a [1].mhd").write_text(header)
+    (tmp_path / "other.raw").write_bytes(scan(6).voxels.tobytes())
+    cache.stored(case, LIVER, {})
+    (tmp_path / "other.raw").write_bytes(scan(7).voxels.tobytes())
+    assert (cache.stored(case, LIVER, {}).voxels == scan(7).voxels).all()
+
+
 def damage_voxels(entry: Path):
     (entry / "voxels.npy").write_bytes((entry / "voxels.npy").read_bytes()[:-100])
 

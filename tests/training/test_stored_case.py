@@ -14,6 +14,7 @@ from fastmed.geometry import Geometry
 from fastmed.training.cases import Case
 from fastmed.training.layouts import discover
 from fastmed.training.stored_case import POINTS, prepare
+from fastmed.volume import Volume
 
 LONG = (60, 40, 44)
 
@@ -94,11 +95,11 @@ def test_points_are_voxels_of_their_class(tmp_path):
         ("uint16", 41_000, "uint16"),
     ],
 )
-def test_scans_are_kept_in_the_smallest_integer_type_that_holds_them(dtype, add, kept, tmp_path):
+def test_scans_are_kept_in_the_smallest_integer_type_that_holds_them(dtype, add, kept, monkeypatch):
     voxels = (scan().voxels.astype(np.float64) + add).astype(dtype)
-    np.save(tmp_path / "a.npy", voxels)
-    sized = replace(LIVER, spacing_mm_zyx=None, size_zyx=(16, 16, 16))
-    found = prepare(Case("a", "a", tmp_path / "a.npy"), sized, {})
+    volume = Volume(voxels, scan().geometry)
+    monkeypatch.setattr("fastmed.training.stored_case.read_image", lambda case, spec: volume)
+    found = prepare(Case("a", "a", Path("a.nii")), LIVER, {})
     assert found.voxels.dtype == kept
     assert (found.voxels == voxels).all()
 
