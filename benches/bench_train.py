@@ -23,15 +23,15 @@ from statistics import median
 import nibabel
 import numpy as np
 import torch
-from fastmed.training.augment import Augmentation
-from fastmed.training.batches import Sampling, TrainingSet
-from fastmed.training.cache import Cache
-from fastmed.training.layouts import discover
 from kernel_meter import observe
 
 from fastmed import losses, models, phantom
 from fastmed.geometry import Geometry
 from fastmed.ops import overlap_counts
+from fastmed.training.augment import Augmentation
+from fastmed.training.batches import Sampling, TrainingSet
+from fastmed.training.cache import Cache
+from fastmed.training.layouts import discover
 from fastmed.training.recipe import read_recipe
 
 HERE = Path(__file__).parent

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -72,7 +73,8 @@ def launch(job: Job, *, devices: int, device: str) -> Progress:
         strategy=DDPStrategy(start_method="spawn") if devices > 1 else "auto",
         precision=_PRECISIONS[recipe.loop.precision],
     )
-    return fabric.launch(_train, job)
+    # Fabric looks into arguments and results for tensors to move, and refuses frozen dataclasses.
+    return Progress(**fabric.launch(partial(_train, job=job)))
 
 
 def _check_precision(kind: str, precision: str) -> None:
@@ -85,8 +87,8 @@ def _check_precision(kind: str, precision: str) -> None:
         )
 
 
-def _train(fabric, job: Job) -> Progress:
-    """One process of a run."""
+def _train(fabric, job: Job) -> dict[str, Any]:
+    """One process of a run; returns its Progress as plain values."""
     recipe, loop = job.recipe, job.recipe.loop
     if fabric.device.type == "cpu":
         keep_freed_memory()
@@ -165,7 +167,7 @@ def _train(fabric, job: Job) -> Progress:
         terminal.say(progress.stopped)
     if first:
         log.close()
-    return progress
+    return asdict(progress)
 
 
 def _line(row: dict[str, Any]) -> str:
