@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmed.ops import window_resample
+
 _NOISE_SEEDS = 2**63 - 1
 
 
@@ -186,10 +188,11 @@ def _displaced(coarse: np.ndarray, shape, device) -> Tensor:
         line = np.linspace(-1.0, 1.0, coarse.shape[axis + 1]) if n > 1 else np.zeros(2)
         line = line.reshape([-1 if k == axis else 1 for k in range(3)])
         points.append(line + coarse[axis] * (2.0 / max(n - 1, 1)))
-    field = torch.from_numpy(np.stack(points[::-1])).to(device, torch.float32)[None]
-    field = field.contiguous(memory_format=torch.channels_last_3d)
-    field = F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)
-    return field[0].permute(1, 2, 3, 0)
+    fields = torch.from_numpy(np.stack(points[::-1]).astype(np.float32)).to(device)
+    matrix = torch.zeros(3, 4)
+    for axis, n in enumerate(shape):
+        matrix[axis, axis] = (coarse.shape[axis + 1] - 1) / max(n - 1, 1)
+    return window_resample(fields, matrix.to(device), tuple(shape)).permute(1, 2, 3, 0)
 
 
 def _sampled(volume: Tensor, places: Tensor, mode: str) -> Tensor:

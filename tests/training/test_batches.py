@@ -234,6 +234,13 @@ def test_a_batch_depends_on_seed_epoch_and_step_alone(given):
     assert not same(first, training_set(cases, STRONG, seed=1).batch(1, 1))
 
 
+def test_each_sample_of_a_case_and_each_epoch_is_varied_anew(given):
+    made = training_set(liver_cases(given, 1), STRONG, samples_per_case=3, batch_size=3)
+    images = [image for epoch in (1, 2) for image in made.batch(epoch, 0).image]
+    for k, image in enumerate(images):
+        assert not any(torch.equal(image, other) for other in images[:k])
+
+
 def test_the_global_random_states_stay_untouched(given):
     made = training_set(liver_cases(given), STRONG)
     numpy_state = np.random.get_state()[1].copy()

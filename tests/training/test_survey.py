@@ -7,6 +7,7 @@ from pathlib import Path
 import data_sets
 import numpy as np
 import pytest
+import scans as make
 from data_sets import CHEST, LIVER, ORGANS, SLICES, organ, scan, write_grey, write_nifti, write_pair
 
 from fastmed.errors import DataError
@@ -123,3 +124,13 @@ def test_numpy_volumes_are_taken(tmp_path):
     bad[0, 0, 0] = np.inf
     np.save(tmp_path / "image" / "a.npy", bad)
     assert "a: 1 voxels of a.npy are NaN or infinite" in problems_of(tmp_path, sized)
+
+
+def test_a_dicom_folder_and_a_nifti_mask_lie_on_one_grid(tmp_path):
+    volume = make.volume(tilt_degrees=8.0)
+    make.series(tmp_path / "image" / "a", volume)
+    labels = organ(make.SHAPE, first=(3, 4, 5), end=(6, 9, 11))
+    write_nifti(tmp_path / "label" / "a.nii.gz", labels, volume.geometry)
+    found = survey(discover(tmp_path, LIVER), LIVER, {})
+    assert found.facts[0].shape_zyx == make.SHAPE
+    assert found.counts()[1] == labels.sum()
