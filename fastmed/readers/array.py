@@ -14,7 +14,7 @@ import numpy as np
 
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, content
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
@@ -84,7 +84,7 @@ def read_array(series: Series) -> Volume:
     warnings = list(series.warnings)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
         voxels = np.where(real, voxels, voxels.dtype.type(AIR_HU))
-        warnings.append(f"{np.count_nonzero(~real)} voxels are not a number: taken as air")
+        warnings.append(f"{np.count_nonzero(~real)} {NOT_A_NUMBER}: taken as air")
     return Volume(
         voxels=np.ascontiguousarray(voxels),
         geometry=series.geometry,
