@@ -100,9 +100,13 @@ def lung_mask(hu: np.ndarray) -> np.ndarray:
 
 
 def roc_auc(values: np.ndarray, is_positive: np.ndarray) -> float:
-    """How often a positive has the higher value than a negative, ties counted half."""
+    """How often a positive has the higher value than a negative, ties counted half.
+
+    A feature that is lower in positives counts as much: the better of the two directions.
+    """
     positive, negative = values[is_positive][:, None], values[~is_positive][None, :]
-    return float(((positive > negative) + 0.5 * (positive == negative)).mean())
+    higher = float(((positive > negative) + 0.5 * (positive == negative)).mean())
+    return max(higher, 1 - higher)
 
 
 def _label_map(path: Path) -> np.ndarray:

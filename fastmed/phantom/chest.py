@@ -44,9 +44,10 @@ def chest(geometry: Geometry, seed: int, *, lesion: bool = False) -> Chest:
     """Makes one synthetic CT of the chest.
 
     Every chest has some of what a threshold takes for disease: dependent opacity, plates of
-    atelectasis, clumps of vessels, thickened pleura, nodes at the hilum, effusion. With `lesion`
-    it also has one or two masses of 20 to 35 mm in a lung, solid or part-solid. The rest of the
-    chest does not depend on `lesion`.
+    atelectasis, clumps of vessels, thickened pleura, nodes at the hilum, effusion, and one to
+    three dense patches of lung. Without `lesion` these are consolidations at the back, flat and
+    broad; with it, one or two of them are replaced by solid masses of 26 to 40 mm with a halo, not
+    far back in a lung, so that the amount of dense lung tells nothing.
 
     geometry: an upright grid in LPS mm; the patient's axis runs through x = y = 0, the diaphragm
         lies near z = -90 and the tips of the lungs near z = 120. Slices may lie far apart.
@@ -56,10 +57,10 @@ def chest(geometry: Geometry, seed: int, *, lesion: bool = False) -> Chest:
     body = _body(anatomy, geometry)
     voxel_mm = float(np.mean(geometry.spacing_mm_zyx[1:]))
     scene = opacities.Scene(geometry, body.lungs, body.cavity, body.left > 0, body.hu, voxel_mm)
-    opacities.add_distractors(wrong, scene)
-    found = np.zeros(geometry.shape_zyx, dtype=bool)
-    if lesion:
-        found = opacities.add_lesions(wanted, scene)
+    dense = 1 + wrong.choice(3, p=(0.35, 0.4, 0.25))
+    masses = min(dense, wanted.choice((1, 2), p=(0.75, 0.25))) if lesion else 0
+    opacities.add_distractors(wrong, scene, consolidations=dense - masses)
+    found = opacities.add_lesions(wanted, scene, masses)
     hu = scene.hu
     blur = [0.0, *(noise.uniform(0.7, 1.1) / s for s in geometry.spacing_mm_zyx[1:])]
     hu = ndimage.gaussian_filter(hu, blur, truncate=2)

@@ -9,6 +9,8 @@ import numpy as np
 from fastmed.geometry import Geometry
 from fastmed.phantom.fields import Tube, add_tubes, share, smooth_field
 
+_DEPENDENT_MM = 10.0  # from this y on to the back, lungs are pressed together and masses left out
+
 
 @dataclass(eq=False)
 class Scene:
@@ -46,24 +48,27 @@ class Scene:
         )
         return slices, (x, y, z)
 
-    def place(self, rng, least_mm: float, most_mm: float) -> np.ndarray | None:
+    def place(self, rng, least_mm, most_mm, in_front_of_mm=np.inf, behind_mm=-np.inf):
         """Draws a point (x, y, z in mm) that deep in a lung; None where there is none."""
-        candidates = np.flatnonzero((self.lungs > least_mm) & (self.lungs < most_mm))
+        _, y, _ = _axes(self)
+        fits = (self.lungs > least_mm) & (self.lungs < most_mm)
+        fits &= (y < in_front_of_mm) & (y > behind_mm)
+        candidates = np.flatnonzero(fits)
         if not len(candidates):
             return None
         index = np.unravel_index(candidates[rng.integers(len(candidates))], self.lungs.shape)
         return self.geometry.to_world(np.array(index))
 
 
-def add_lesions(rng: np.random.Generator, scene: Scene) -> np.ndarray:
-    """Adds one or two masses, rounded and lobed, solid or with a halo; returns their mask, bool."""
+def add_lesions(rng: np.random.Generator, scene: Scene, count: int) -> np.ndarray:
+    """Adds masses, rounded and lobed, with a halo; returns their mask, bool."""
     mask = np.zeros(scene.hu.shape, dtype=bool)
     lobes = smooth_field(rng, scene.geometry, 1.0, 11)
-    for _ in range(1 if rng.random() < 0.75 else 2):
-        radius = rng.uniform(10, 17)
-        centre = scene.place(rng, 0.75 * radius, 200)
+    for _ in range(count):
+        radius = rng.uniform(13, 20)
+        centre = scene.place(rng, 0.75 * radius, 200, _DEPENDENT_MM)
         if centre is None:
-            centre = scene.place(rng, 5, 200)
+            centre = scene.place(rng, 5, 200, _DEPENDENT_MM)
         if centre is None:
             continue
         box, (x, y, z) = scene.box(centre, 1.7 * radius)
@@ -79,9 +84,9 @@ def add_lesions(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     return mask
 
 
-def add_distractors(rng: np.random.Generator, scene: Scene) -> None:
+def add_distractors(rng: np.random.Generator, scene: Scene, consolidations: int) -> None:
     """Adds what is no mass though as dense: each with its own chance, in every chest alike."""
-    if rng.random() < 0.65:
+    if rng.random() < 0.85:
         _dependent(rng, scene)
     for _ in range(rng.choice(4, p=(0.02, 0.43, 0.35, 0.2))):
         _plate(rng, scene)
@@ -93,12 +98,14 @@ def add_distractors(rng: np.random.Generator, scene: Scene) -> None:
         _node(rng, scene)
     if rng.random() < 0.25:
         _effusion(rng, scene)
+    for _ in range(consolidations):
+        _consolidation(rng, scene)
 
 
 def _dependent(rng, scene: Scene) -> None:
     """Lung pressed together at the back: a crescent along the pleura, densest there."""
     z, y, _ = _axes(scene)
-    thick = rng.uniform(8, 34)
+    thick = rng.uniform(10, 42)
     # Weight presses down and to the back: depth counts from the rear wall, less towards the top.
     edge = (
         scene.cavity + 0.5 * np.maximum(0, 45 - y) + 0.2 * np.maximum(0, z - rng.uniform(-80, 40))
@@ -108,11 +115,24 @@ def _dependent(rng, scene: Scene) -> None:
     part *= share(scene.lungs - rng.uniform(2, 4), scene.voxel_mm)  # a rim of air keeps it inside
     if rng.random() < 0.4:
         part *= scene.is_left == (rng.random() < 0.5)
-    scene.lay(part * rng.uniform(0.6, 1), rng.uniform(-250, 40))
+    scene.lay(part * rng.uniform(0.7, 1), rng.uniform(-200, 60))
+
+
+def _consolidation(rng, scene: Scene) -> None:
+    """Airless lung at the back: flat, long and broad along the rear wall, as thick as a mass."""
+    centre = scene.place(rng, 11, 200, behind_mm=2.5 * _DEPENDENT_MM)
+    if centre is None:
+        return
+    thick = rng.uniform(10, 16)
+    across, along = rng.uniform(1.6, 2.5, 2) * thick
+    box, (x, y, z) = scene.box(centre, 2.5 * thick)
+    depth = thick * (1 - np.sqrt((x / across) ** 2 + (y / thick) ** 2 + (z / along) ** 2))
+    part = share(np.minimum(depth, scene.lungs[box]), 2 * scene.voxel_mm)
+    scene.lay(part, rng.uniform(10, 70), box)
 
 
 def _plate(rng, scene: Scene) -> None:
-    """A plate of airless lung, long and broad, 8 to 16 mm thick."""
+    """A plate of airless lung, long and broad, 6 to 12 mm thick."""
     centre = scene.place(rng, 6, 40)
     if centre is None:
         return
@@ -122,7 +142,7 @@ def _plate(rng, scene: Scene) -> None:
     along = x * normal[0] + y * normal[1] + z * normal[2]
     radial = np.sqrt(np.maximum(x**2 + y**2 + z**2 - along**2, 0))
     bowed = along + rng.uniform(-0.006, 0.006) * radial**2
-    depth = np.minimum(rng.uniform(4, 8) - np.abs(bowed), rng.uniform(24, 46) - radial)
+    depth = np.minimum(rng.uniform(3, 6) - np.abs(bowed), rng.uniform(24, 46) - radial)
     part = share(np.minimum(depth, scene.lungs[box]), scene.voxel_mm)
     scene.lay(part, rng.uniform(-100, 60), box)
 
@@ -139,7 +159,7 @@ def _clump(rng, scene: Scene) -> None:
         at = centre + rng.normal(0, 11, 3)
         half = (course + 0.25 * rng.standard_normal(3)) * rng.uniform(22, 36)
         bow = at + rng.normal(0, 6, 3)
-        radii = rng.uniform(3.5, 8, 3)
+        radii = rng.uniform(3, 6, 3)
         tubes.append(Tube(at - half, bow, radii[0], radii[1]))
         tubes.append(Tube(bow, at + half, radii[1], radii[2]))
     depth = np.full(scene.hu.shape, -9.0, dtype=np.float32)
