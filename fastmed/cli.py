@@ -107,10 +107,14 @@ def train(arguments: argparse.Namespace) -> int:
 def phantom(arguments: argparse.Namespace) -> int:
     from fastmed.phantom_scans import write_phantoms
 
-    for folder in write_phantoms(
-        arguments.kind, arguments.output, count=arguments.count, seed=arguments.seed
+    for path in write_phantoms(
+        arguments.kind,
+        arguments.output,
+        count=arguments.count,
+        seed=arguments.seed,
+        positive_share=arguments.positive_share,
     ):
-        print(folder)
+        print(path)
     return 0
 
 
@@ -234,10 +238,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quiet", action="store_true", help="print errors only")
 
     command = _add(commands, phantom, "make synthetic CT scans with known truth")
-    command.add_argument("kind", metavar="KIND", help="abdomen, or archive (a mixture with flaws)")
+    command.add_argument(
+        "kind",
+        metavar="KIND",
+        help="abdomen or archive (a mixture with flaws); to train: liver, chest, lungs, lesions",
+    )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     command.add_argument("--count", type=int, default=1, metavar="N", help="scans (default: 1)")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    command.add_argument(
+        "--positive-share",
+        type=float,
+        metavar="P",
+        help="chest: share of scans with a mass in a lung (default: 0.1)",
+    )
 
     _add(commands, doctor, "show devices, engines, kernels, versions, and what is missing")
     return parser

@@ -1,4 +1,4 @@
-"""Phantoms as files: DICOM series with their truth, and an archive with the usual flaws."""
+"""Phantoms as files: what `fastmed phantom` writes, its DICOM series and an archive with flaws."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmed import phantom_sets
 from fastmed.errors import UsageError
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
@@ -18,7 +19,8 @@ from fastmed.writers.atomic import write_atomically
 from fastmed.writers.dicom_ct import write_dicom_ct
 from fastmed.writers.nifti import write_labels
 
-KINDS = ("abdomen", "archive")
+KINDS = ("abdomen", "archive", *phantom_sets.WRITERS)
+POSITIVE_SHARE = 0.1  # of the chests, unless the caller names another
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,51 @@ class _Scan:
     localizer: bool = False
 
 
-def write_phantoms(kind: str, output: str | Path, *, count: int = 1, seed: int = 0) -> list[Path]:
-    """Writes synthetic abdominal CT below `output`: <output>/scans and <output>/truth.
+def write_phantoms(
+    kind: str,
+    output: str | Path,
+    *,
+    count: int = 1,
+    seed: int = 0,
+    positive_share: float | None = None,
+) -> list[Path]:
+    """Writes synthetic CT with its truth below `output`; returns the paths that it made.
 
-    kind: "abdomen" writes `count` upright series; "archive" adds to them what real archives hold:
-        a tilted series, one with missing slices, localizers, a truncated file, a text file.
+    kind: "abdomen" writes `count` upright DICOM series to scans/, each in a folder of its own, and
+        the liver of each on the same grid to truth/<folder>.nii.gz; "archive" adds to them what
+        real archives hold: a tilted series, one with missing slices, localizers, a truncated file,
+        a text file.
+        Training sets: "liver" writes `count` abdomens to image/ and label/ as NIfTI; "chest" scans/
+        and labels.csv, where 1 is a mass in a lung; "lungs" 8 slices each of `count` chests and
+        "lesions" `count` slices with a lesion to image/ and label/ as 8-bit PNG, masks 0 and 255.
     seed: of the first scan; the next ones count up. The same seed gives the same bytes.
+    positive_share: share of positive scans, 0 to 1; of "chest" alone, 0.1 by default.
 
-    Each series lies in a folder of scans/ as DICOM; its liver lies in truth/<folder>.nii.gz on the
-    same grid. Returns the two folders. Raises UsageError for an unknown kind, a count below 1 or
-    an output folder that is not empty.
+    Raises UsageError for an unknown kind, a count below 1, a share that is none or that the kind
+    does not take, or an output folder that is not empty.
     """
     output = Path(output)
     if kind not in KINDS:
         raise UsageError(f"phantom {kind}: expected one of {', '.join(KINDS)}")
     if count < 1:
         raise UsageError(f"--count {count}: expected at least 1")
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: expected 0 or more")
+    if positive_share is not None and kind != "chest":
+        raise UsageError(f"--positive-share {positive_share}: phantom {kind} has none; chest does")
+    if positive_share is not None and not 0 <= positive_share <= 1:
+        raise UsageError(f"--positive-share {positive_share}: expected 0 to 1")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"--output {output}: not an empty folder; name a new one")
+    if kind == "chest":
+        share = POSITIVE_SHARE if positive_share is None else positive_share
+        return phantom_sets.write_chest(output, count, seed, share)
+    if kind in phantom_sets.WRITERS:
+        return phantom_sets.WRITERS[kind](output, count, seed)
+    return _write_scans(kind, output, count, seed)
+
+
+def _write_scans(kind: str, output: Path, count: int, seed: int) -> list[Path]:
     planned = list(_uprights(count, seed))
     if kind == "archive":
         planned += _flawed(seed + count)

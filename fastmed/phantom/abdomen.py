@@ -47,8 +47,8 @@ def abdomen(geometry: Geometry, seed: int, *, organs: bool = False) -> tuple[Vol
     Returns a Volume (int16, HU = stored - 1024) and Findings on the same grid.
     """
     rng = np.random.default_rng(seed)
-    anatomy, scores = _anatomy(rng, *_extent(geometry))
-    matrix = torch.from_numpy(anatomy.matrix_from(geometry))
+    model_grid, scores = anatomy(rng, *z_extent(geometry))
+    matrix = torch.from_numpy(model_grid.matrix_from(geometry))
     tissue = resample_argmax(torch.from_numpy(scores), matrix, geometry.shape_zyx).numpy()
     voxels = _voxels(rng, tissue, geometry)
 
@@ -61,18 +61,24 @@ def abdomen(geometry: Geometry, seed: int, *, organs: bool = False) -> tuple[Vol
     return volume, Findings(name, name, "phantom truth", geometry, labels, classes, masks, {})
 
 
-def _extent(geometry: Geometry) -> tuple[float, float]:
+def z_extent(geometry: Geometry) -> tuple[float, float]:
     """Lowest and highest z in mm that the scan reaches."""
     corners = np.array(np.meshgrid(*([-0.5, n - 0.5] for n in geometry.shape_zyx)))
     z = geometry.to_world(corners.reshape(3, -1).T)[:, 2]
     return float(z.min()), float(z.max())
 
 
-def _anatomy(rng: np.random.Generator, low_mm: float, high_mm: float):
-    """Returns a coarse Geometry and float32 scores [classes, D, H, W]: mm inside each tissue."""
-    step = _MODEL_SPACING_MM
+def anatomy(
+    rng: np.random.Generator, low_mm: float, high_mm: float, step: float = _MODEL_SPACING_MM
+) -> tuple[Geometry, np.ndarray]:
+    """Draws the organs of one abdomen from z = low_mm to high_mm on a grid of `step` mm.
+
+    Returns the grid, 384 mm deep and 450 mm wide around x = y = 0, and float32 scores
+    [classes + 1, D, H, W]: how many mm inside each tissue (CLASSES; 0 is the air around) a point
+    lies, negative outside. The largest score names the tissue.
+    """
     depth = int(np.ceil((high_mm - low_mm) / step)) + 5
-    shape = (depth, 128, 150)
+    shape = (depth, round(384 / step), round(450 / step))
     origin = (-0.5 * step * (shape[2] - 1), -0.5 * step * (shape[1] - 1), low_mm - 2 * step)
     geometry = Geometry.from_spacing(shape, (step,) * 3, origin)
     z, y, x = (
