@@ -132,7 +132,7 @@ def _consolidation(rng, scene: Scene) -> None:
 
 
 def _plate(rng, scene: Scene) -> None:
-    """A plate of airless lung, long and broad, 6 to 12 mm thick."""
+    """A plate of airless lung, long and broad, 5 to 10 mm thick."""
     centre = scene.place(rng, 6, 40)
     if centre is None:
         return
@@ -142,7 +142,7 @@ def _plate(rng, scene: Scene) -> None:
     along = x * normal[0] + y * normal[1] + z * normal[2]
     radial = np.sqrt(np.maximum(x**2 + y**2 + z**2 - along**2, 0))
     bowed = along + rng.uniform(-0.006, 0.006) * radial**2
-    depth = np.minimum(rng.uniform(3, 6) - np.abs(bowed), rng.uniform(24, 46) - radial)
+    depth = np.minimum(rng.uniform(2.5, 5) - np.abs(bowed), rng.uniform(24, 46) - radial)
     part = share(np.minimum(depth, scene.lungs[box]), scene.voxel_mm)
     scene.lay(part, rng.uniform(-100, 60), box)
 
@@ -159,7 +159,7 @@ def _clump(rng, scene: Scene) -> None:
         at = centre + rng.normal(0, 11, 3)
         half = (course + 0.25 * rng.standard_normal(3)) * rng.uniform(22, 36)
         bow = at + rng.normal(0, 6, 3)
-        radii = rng.uniform(3, 6, 3)
+        radii = rng.uniform(2.5, 5, 3)
         tubes.append(Tube(at - half, bow, radii[0], radii[1]))
         tubes.append(Tube(bow, at + half, radii[1], radii[2]))
     depth = np.full(scene.hu.shape, -9.0, dtype=np.float32)
