@@ -37,13 +37,15 @@ class Terminal:
             yield lambda step, loss: bar.update(task, completed=step, loss=f"{loss:.4f}")
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Prints a table."""
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        """Prints a table below a line that says what it is."""
+        table = Table(box=None, pad_edge=False)
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(escape(figure(value)) for value in row))
-        Console(file=sys.stdout, quiet=self._quiet).print(table)
+        console = Console(file=sys.stdout, quiet=self._quiet, highlight=False)
+        console.print(escape(title), soft_wrap=True)
+        console.print(table)
 
 
 def figure(value: Any) -> str:
