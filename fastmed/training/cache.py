@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fastmed.errors import FastmedError
 from fastmed.geometry import Geometry
@@ -244,9 +246,7 @@ def open_entry(place: Path, case: Case) -> StoredCase:
         path = place / f"{name}.npy"
         if path.stat().st_size != size:
             raise ValueError(f"{path}: {path.stat().st_size} bytes, expected {size}")
-        # Copy on write: torch takes writable arrays only, and the file stays as it is.
-        empty = name == "points" and size < 256
-        arrays[name] = np.load(path, mmap_mode=None if empty else "c", allow_pickle=False)
+        arrays[name] = _mapped(path, size)
     return StoredCase(
         case=case,
         voxels=arrays["voxels"],
@@ -262,6 +262,22 @@ def open_entry(place: Path, case: Case) -> StoredCase:
         spacing_is_known=table["spacing_is_known"],
         folder=place,
     )
+
+
+def _mapped(path: Path, size: int) -> np.ndarray:
+    """A .npy file's array, mapped copy on write: torch wants it writable, the file stays as it is.
+
+    torch's mapping closes the file, NumPy's keeps a descriptor for each: 500 cases are enough to
+    run out of the usual 1,024.
+    """
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        first = file.tell()
+    if fortran or size != first + dtype.itemsize * math.prod(shape):
+        raise ValueError(f"{path}: its header does not fit its size")
+    content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    return content[first:].view(dtype).reshape(shape)
 
 
 def _open_or_remove(place: Path, case: Case) -> StoredCase | None:

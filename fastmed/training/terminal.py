@@ -36,6 +36,12 @@ class Terminal:
             task = bar.add_task("", total=total, epoch=f"{epoch}/{epochs}", loss="-")
             yield lambda step, loss: bar.update(task, completed=step, loss=f"{loss:.4f}")
 
+    def tracked(self, things: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+        """The things as they come, behind a bar."""
+        live = self._console.is_terminal and not self._quiet
+        with Progress(console=self._console, transient=True, disable=not live) as bar:
+            yield from bar.track(things, total=total, description=what)
+
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Prints a table below a line that says what it is."""
         table = Table(box=None, pad_edge=False)

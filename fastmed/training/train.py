@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from fastmed.training.survey import Survey, survey
 from fastmed.training.terminal import Terminal
 from fastmed.training.validate import CaseResult, classify, run_cases, summarise
 from fastmed.writers.atomic import write_atomically
+
+_READERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def train(
         f"{len(parts.train)} cases to train, {len(parts.val)} to validate, "
         f"{len(parts.test)} to test, by patient; {target / SPLIT_FILE}"
     )
-    stored = _store(cases, parts, chosen)
+    stored = _store(cases, parts, chosen, terminal)
     loss_name, weights, reason = _loss(stored["train"], chosen)
     if reason:
         terminal.say(reason)
@@ -126,19 +129,24 @@ def _split(path: Path, cases: Sequence[Case], found: Survey, recipe: Recipe) -> 
 
 
 def _store(
-    cases: Sequence[Case], parts: Split, recipe: Recipe
+    cases: Sequence[Case], parts: Split, recipe: Recipe, terminal: Terminal
 ) -> dict[str, tuple[StoredCase, ...]]:
     """Decodes every case once; what is judged is kept whole, whatever training crops."""
     by_name = {case.name: case for case in cases}
     limit = int(recipe.loop.cache_gb * 1e9)
     cache = Cache(Cache.default_folder(), limit_bytes=limit)
     crops = {"train": recipe.sampling.crop, "val": "scan", "test": "scan"}
+    wanted = [(part, name) for part in crops for name in getattr(parts, part)]
+
+    def store(entry: tuple[str, str]) -> StoredCase:
+        part, name = entry
+        return cache.stored(by_name[name], recipe.spec, recipe.values, crops[part])
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        made = list(terminal.tracked(pool.map(store, wanted), "preparing", len(wanted)))
     return {
-        part: tuple(
-            cache.stored(by_name[name], recipe.spec, recipe.values, crop)
-            for name in getattr(parts, part)
-        )
-        for part, crop in crops.items()
+        part: tuple(case for (of, _), case in zip(wanted, made, strict=True) if of == part)
+        for part in crops
     }
 
 

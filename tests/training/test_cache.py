@@ -45,6 +45,18 @@ def forbid_reading(monkeypatch):
     monkeypatch.setattr(cache_module, "prepare", fail)
 
 
+def test_cases_are_mapped_and_keep_no_file_open(tmp_path, cases):
+    folder = tmp_path / "cache"
+    Cache(folder, limit_bytes=BIG).stored(cases[0], LIVER, {})
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [Cache(folder, limit_bytes=BIG).stored(cases[0], LIVER, {}) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count("voxels.npy") == len(kept)
+    kept[0].voxels[:] = 0  # a copy of this process alone
+    assert (kept[1].voxels == scan().voxels).all()
+
+
 def test_a_case_is_decoded_once(tmp_path, cases, monkeypatch):
     first = Cache(tmp_path / "cache", limit_bytes=BIG).stored(cases[0], LIVER, {})
     forbid_reading(monkeypatch)
@@ -52,7 +64,6 @@ def test_a_case_is_decoded_once(tmp_path, cases, monkeypatch):
     assert (again.voxels == scan().voxels).all()
     assert (again.labels == organ()).all()
     assert again.voxels.dtype == np.int16
-    assert isinstance(again.voxels, np.memmap)
     assert again.geometry == first.geometry
     assert again.grid == first.grid
     assert (again.matrix == first.matrix).all()
