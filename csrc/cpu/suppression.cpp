@@ -21,8 +21,8 @@ namespace fastmed {
 namespace {
 
 constexpr int64_t kBoxesPerTask = 2048;
-constexpr int64_t kListLimit = 1024;    // up to here a list of kept boxes is searched faster than a tree
-constexpr int64_t kLongSegment = 4096;  // from here on all threads work on one segment
+constexpr int64_t kShortSegment = 1024;  // up to here a tree costs more than it saves
+constexpr int64_t kLongSegment = 4096;   // from here on all threads work on one segment
 constexpr int64_t kFirstBatch = 512;
 constexpr int64_t kBatchPerKept = 3;  // longer ones leave more to settle among themselves, shorter ones grow more trees
 constexpr int64_t kBatchBoxesPerTask = 128;
@@ -54,21 +54,46 @@ struct Segment {
   int64_t length() const { return end - begin; }
 };
 
-// Suppresses within boxes [begin, end) by a list of the kept ones.
+// The boxes of a short segment as columns, and which of them are still open.
 template <class Real, int kAxes>
-struct SuppressWithList {
-  FASTMED_HD static void run(const NmsItem<Real, kAxes>* item, int64_t begin, int64_t end,
-                             BoxColumns<Real, kAxes>* list, bool* infinite) {
-    const BoxPointers<Real, kAxes> pointers = list->pointers();
-    int64_t kept = 0;
-    for (int64_t position = begin; position < end; ++position) {
-      item->prefetch(position + kPrefetch);
-      const auto box = item->box(position);
-      if (!is_finite(box)) {
+struct OpenBoxes {
+  BoxColumns<Real, kAxes> columns;
+  std::vector<int32_t> open;
+
+  void clear(int64_t count) {
+    columns.clear(count);
+    open.assign(columns.room(), 0);
+  }
+};
+
+// Each box that is still open is kept, and closes all later ones that it suppresses.
+template <class Real, int kAxes>
+struct SuppressLater {
+  FASTMED_HD static void run(const NmsItem<Real, kAxes>* item, int64_t begin, int64_t length,
+                             OpenBoxes<Real, kAxes>* boxes, bool* infinite) {
+    int32_t* const open = boxes->open.data();
+    for (int64_t i = 0; i < length; ++i) {
+      item->prefetch(begin + i + kPrefetch);
+      const auto box = item->box(begin + i);
+      if (is_finite(box)) {
+        boxes->columns.set(i, box);
+        open[i] = 1;
+      } else {
         *infinite |= is_infinite(box);
-      } else if (!list_suppresses(pointers, kept, box, item->threshold)) {
-        item->keep[item->order[position].index] = true;
-        list->set(kept++, box);
+      }
+    }
+    const BoxPointers<Real, kAxes> pointers = boxes->columns.pointers();
+    const Real threshold = item->threshold;
+    for (int64_t i = 0; i < length; ++i) {
+      if (!open[i]) continue;
+      item->keep[item->order[begin + i].index] = true;
+      const auto box = pointers.box(i);
+      const Real box_volume = pointers.volumes[i];
+      for (int64_t first = i / kLanes * kLanes; first < length; first += kLanes) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const Real iou = box_overlap<false>(box, box_volume, pointers.box(first + lane), pointers.volumes[first + lane]);
+          open[first + lane] &= iou > threshold ? 0 : 1;
+        }
       }
     }
   }
@@ -142,15 +167,15 @@ bool suppress_with_trees(const NmsItem<Real, kAxes>& item, const Segment& segmen
   return infinite;
 }
 
-// Returns whether a coordinate is infinite. The list is room to work in.
+// Returns whether a coordinate is infinite. The open boxes are room to work in.
 template <class Real, int kAxes>
-bool suppress(const NmsItem<Real, kAxes>& item, const Segment& segment, BoxColumns<Real, kAxes>& list) {
-  // Below 0 boxes suppress that do not meet; the first then suppresses nearly all, and the list stays short.
-  const bool short_list = item.threshold < Real(0) || segment.length() <= kListLimit;
-  if (!short_list) return suppress_with_trees(item, segment);
-  list.clear(segment.length());
+bool suppress(const NmsItem<Real, kAxes>& item, const Segment& segment, OpenBoxes<Real, kAxes>& boxes) {
+  // Below 0 boxes suppress that do not meet; the first then suppresses nearly all.
+  const bool one_by_one = item.threshold < Real(0) || segment.length() <= kShortSegment;
+  if (!one_by_one) return suppress_with_trees(item, segment);
+  boxes.clear(segment.length());
   bool infinite = false;
-  run<SuppressWithList<Real, kAxes>>(&item, segment.begin, segment.end, &list, &infinite);
+  run<SuppressLater<Real, kAxes>>(&item, segment.begin, segment.length(), &boxes, &infinite);
   return infinite;
 }
 
@@ -162,23 +187,23 @@ bool suppress_groups(const NmsItem<Real, kAxes>& item) {
   std::vector<Segment> long_segments;
   const auto starts = [&](int64_t i) { return i == 0 || item.order[i].key != item.order[i - 1].key; };
   torch::stable::parallel_for(0, item.count, kBoxesPerTask, [&](int64_t from, int64_t to) {
-    BoxColumns<Real, kAxes> list;
+    OpenBoxes<Real, kAxes> boxes;
     while (from < to && !starts(from)) ++from;
     while (from < to) {
       Segment segment{from, from + 1};
       while (segment.end < item.count && !starts(segment.end)) ++segment.end;
       from = segment.end;
       if (segment.length() < kLongSegment) {
-        if (suppress(item, segment, list)) infinite = true;
+        if (suppress(item, segment, boxes)) infinite = true;
       } else {
         const std::lock_guard guard(lock);
         long_segments.push_back(segment);
       }
     }
   });
-  BoxColumns<Real, kAxes> list;
+  OpenBoxes<Real, kAxes> boxes;
   for (const Segment& segment : long_segments) {
-    if (suppress(item, segment, list)) infinite = true;
+    if (suppress(item, segment, boxes)) infinite = true;
   }
   return infinite;
 }
@@ -207,8 +232,8 @@ bool suppress_item(const Real* boxes, const Score* scores, const int64_t* groups
   if (groups) gather_groups(row, groups);
   item.order = row.entries.get();
   if (groups) return infinite | suppress_groups(item);
-  BoxColumns<Real, kAxes> list;
-  return infinite | suppress(item, {0, known}, list);
+  OpenBoxes<Real, kAxes> room;
+  return infinite | suppress(item, {0, known}, room);
 }
 
 // Returns whether a coordinate is infinite.
