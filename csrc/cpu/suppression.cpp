@@ -297,8 +297,9 @@ std::tuple<Tensor, Tensor> nms(Tensor boxes, Tensor scores, std::optional<Tensor
   int64_t* const indices = static_cast<int64_t*>(result.mutable_data_ptr());
   parts.each([&](int64_t part, int64_t begin, int64_t end) {
     int64_t place = starts[part];
-    for (int64_t i = begin; i < end; ++i) {
-      if (keep[by_score[i]]) indices[place++] = by_score[i];
+    for (int64_t i = begin; i < end && place < starts[part + 1]; ++i) {
+      indices[place] = by_score[i];  // one that is not kept is overwritten: no branch to foresee
+      place += keep[by_score[i]];
     }
   });
   return {result, infinite};
