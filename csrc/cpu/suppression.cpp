@@ -91,7 +91,8 @@ struct SuppressLater {
       const Real box_volume = pointers.volumes[i];
       for (int64_t first = i / kLanes * kLanes; first < length; first += kLanes) {
         for (int lane = 0; lane < kLanes; ++lane) {
-          const Real iou = box_overlap<false>(box, box_volume, pointers.box(first + lane), pointers.volumes[first + lane]);
+          const Real iou =
+              box_overlap<false>(box, box_volume, pointers.box(first + lane), pointers.volumes[first + lane]);
           open[first + lane] &= iou > threshold ? 0 : 1;
         }
       }

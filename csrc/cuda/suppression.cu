@@ -1,4 +1,4 @@
-// nms_sorted on CUDA: tiles of sorted boxes settle their own conflicts, one after the other, then sweep all later boxes.
+// nms_sorted on CUDA: tiles of boxes settle their own conflicts, one after the other, then sweep all later boxes.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
