@@ -38,10 +38,7 @@ struct CountClasses {
       const auto byte = static_cast<uint8_t>(label);
       alignas(64) uint8_t both[kLanes] = {}, predicted[kLanes] = {}, true_ones[kLanes] = {};
       for (int64_t first = 0; first < length; first += kLanes) {
-        if (label == 0) {
-          __builtin_prefetch(prediction + kBlock + first, 0, 2);
-          __builtin_prefetch(target + kBlock + first, 0, 2);
-        }
+        if (label == 0) ask_for_next_block(prediction + first, target + first);
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           const uint8_t counted = (target[first + lane] != ignored) | !has_ignore;
           const uint8_t in_prediction = (prediction[first + lane] == byte) & counted;
@@ -157,7 +154,10 @@ class Histogram {
 template <class Counter>
 struct CountEach {
   FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, Counter counter) {
-    for (int64_t first = 0; first < kBlock; first += kWord) counter.add_each(prediction + first, target + first);
+    for (int64_t first = 0; first < kBlock; first += kWord) {
+      ask_for_next_block(prediction + first, target + first);
+      counter.add_each(prediction + first, target + first);
+    }
   }
 };
 
