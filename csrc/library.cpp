@@ -21,4 +21,5 @@ STABLE_TORCH_LIBRARY(fastmed, m) {
   m.def(
       "nms_mask(Tensor boxes, Tensor scores, Tensor order, Tensor? groups, float iou_threshold) "
       "-> (Tensor keep, Tensor counts)");
+  m.def("instruction_set() -> int");
 }
