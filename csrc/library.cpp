@@ -24,4 +24,5 @@ STABLE_TORCH_LIBRARY(fastmed, m) {
   m.def(
       "nms_sorted(Tensor boxes, Tensor scores, Tensor order, Tensor? groups, float iou_threshold) "
       "-> (Tensor keep, Tensor counts)");
+  m.def("instruction_set() -> int");
 }

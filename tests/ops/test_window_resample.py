@@ -263,3 +263,15 @@ def test_the_native_op_checks_what_could_break_memory():
             False,
             torch.float32,
         )
+
+
+@pytest.mark.parametrize("stored", [torch.int16, torch.int32], ids=str)
+def test_large_results_written_past_the_caches_equal_small_ones(stored):
+    volume = stored_voxels((9, 40, 50), stored)
+    matrix = fitted_matrix(volume.shape, (30, 380, 373))
+    keywords = {"window": (-500.0, 1500.0)}
+    large = window_resample(volume, matrix, (30, 380, 373), **keywords)  # 17 MB; caches keep 16
+    small = window_resample(volume, matrix, (28, 380, 373), **keywords)
+    assert torch.equal(large[:28], small)
+    expected = window_resample_reference(volume, matrix, (30, 380, 373), **keywords)
+    torch.testing.assert_close(large, expected, rtol=0, atol=1e-4)
