@@ -16,12 +16,14 @@ namespace fastmed {
 constexpr int64_t kBlock = 1 << 13;  // voxels whose runs are found at once; both maps stay in the nearest cache
 constexpr int64_t kWord = 64;        // voxels per word of ends
 
-// Each run's labels and length. A run longer than two words is listed in parts, so that a byte holds any length.
+// Each run's labels and length, for machines that compress vectors. A run longer than two words is listed in parts, so
+// that a byte holds any length. Other machines list the ends alone.
 struct Runs {
   alignas(64) uint8_t prediction[kBlock + kWord];
   alignas(64) uint8_t target[kBlock + kWord];
   alignas(64) uint8_t length[kBlock + kWord];
   alignas(64) uint8_t last[kBlock + kWord];  // the position of its last voxel, modulo 256
+  uint16_t ends[kBlock + kWord];
 };
 
 // Into the second cache; left to itself the machine would fetch a block while it waits for it. Never faults.
@@ -71,20 +73,18 @@ inline void find_ends_portable(const uint8_t* prediction, const uint8_t* target,
   }
 }
 
-// Four ends at a time are written whether set or not, for a branch per bit would be mispredicted.
-struct ListEnds {
-  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target,
-                             const uint64_t* __restrict ends, int64_t words, Runs* __restrict runs, int64_t* listed) {
+// Positions of the set bits. Four at a time are written whether set or not, for a branch per bit would be mispredicted.
+struct ListPositions {
+  FASTMED_HD static void run(const uint8_t* prediction, const uint8_t* target, const uint64_t* __restrict ends,
+                             int64_t words, uint16_t* __restrict positions, int64_t* listed) {
     int64_t first = 0;
     for (int64_t word = 0; word < words; ++word) {
+      ask_for_next_block(prediction + word * kWord, target + word * kWord);
       uint64_t bits = ends[word];
       const int64_t count = std::popcount(bits);
       for (int64_t done = 0; done < count; done += 4) {
         for (int64_t i = 0; i < 4; ++i) {
-          const int64_t end = word * kWord + std::countr_zero(bits);
-          runs->prediction[first + done + i] = prediction[end];
-          runs->target[first + done + i] = target[end];
-          runs->last[first + done + i] = static_cast<uint8_t>(end);
+          positions[first + done + i] = static_cast<uint16_t>(word * kWord + std::countr_zero(bits));
           bits &= bits - 1;
         }
       }
@@ -94,15 +94,15 @@ struct ListEnds {
   }
 };
 
-template <FindEnds find_ends>
-int64_t list_runs(const uint8_t* prediction, const uint8_t* target, int64_t length, Runs* runs) {
+// The position of each run's last voxel, where there is no ListRuns; reads and returns what that does.
+inline int64_t list_ends(FindEnds find_ends, const uint8_t* prediction, const uint8_t* target, int64_t length,
+                         uint16_t* positions) {
   uint64_t ends[kBlock / kWord];
   const int64_t words = words_of(length);
   find_ends(prediction, target, words, ends);
-  for (int64_t word = 0; word < words; ++word) ends[word] = divided(ends[word], word);
   ends[words - 1] = closed(ends[words - 1], length);
   int64_t listed = 0;
-  run<ListEnds>(prediction, target, static_cast<const uint64_t*>(ends), words, runs, &listed);
+  run<ListPositions>(prediction, target, static_cast<const uint64_t*>(ends), words, positions, &listed);
   return listed;
 }
 
@@ -171,20 +171,24 @@ struct MeasureRuns {
 // How this machine finds runs, and from how many in a block on other ways of counting are faster.
 struct RunFinder {
   FindEnds find_ends;
-  ListRuns list_runs;
-  int64_t noisy;           // runs above which voxels are counted one by one
-  int64_t runs_per_class;  // for every class above two, runs above which they are counted class by class
+  ListRuns list_runs;  // null where list_ends is faster
+  int64_t noisy;       // runs above which voxels are counted one by one
+  int64_t two_classes, further_class;  // runs above which they are counted class by class
+
+  bool prefers_classes(int64_t runs, int64_t num_classes) const {
+    return runs > two_classes + further_class * (num_classes > 2 ? num_classes - 2 : 0);
+  }
 };
 
 inline RunFinder run_finder_for_this_machine() {
 #ifdef FASTMED_AVX2
   if (instruction_set == InstructionSet::kAvx512) {
-    if (__builtin_cpu_supports("avx512vbmi2")) return {find_ends_avx512, list_runs_vbmi2, kBlock / 2, 480};
-    return {find_ends_avx512, list_runs<find_ends_avx512>, kBlock / 4, 100};
+    if (__builtin_cpu_supports("avx512vbmi2")) return {find_ends_avx512, list_runs_vbmi2, kBlock / 2, 0, 480};
+    return {find_ends_avx512, nullptr, kBlock / 4, 200, 100};
   }
-  if (instruction_set == InstructionSet::kAvx2) return {find_ends_avx2, list_runs<find_ends_avx2>, kBlock / 4, 100};
+  if (instruction_set == InstructionSet::kAvx2) return {find_ends_avx2, nullptr, kBlock / 4, 200, 100};
 #endif
-  return {find_ends_portable, list_runs<find_ends_portable>, kBlock / 4, 100};
+  return {find_ends_portable, nullptr, kBlock / 4, 200, 100};
 }
 
 // Estimated by every fifteenth word, so that they do not all lie in one column of an image.

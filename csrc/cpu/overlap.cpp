@@ -96,6 +96,10 @@ struct HistogramCounter {
     return row * side + (target == ignored ? side - 1 : column);
   }
 
+  FASTMED_HD void add(uint8_t prediction, uint8_t target, int64_t voxels) const {
+    bins[pair_of(prediction, target)] += static_cast<uint32_t>(voxels);
+  }
+
   // What lies behind the last run has some labels too.
   FASTMED_HD void add_runs(const Runs& runs, int64_t count) const {
     alignas(64) uint32_t pairs[kWord];
@@ -166,6 +170,19 @@ struct CountRuns {
   FASTMED_HD static void run(const Runs* runs, int64_t count, Counter counter) { counter.add_runs(*runs, count); }
 };
 
+template <class Counter>
+struct CountToEnds {
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target,
+                             const uint16_t* __restrict ends, int64_t count, Counter counter) {
+    int64_t start = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t next = ends[i] + 1;
+      counter.add(prediction[start], target[start], next - start);
+      start = next;
+    }
+  }
+};
+
 // Adds up to kBlock pairs of byte labels to counter, or class by class to direct where that is less work. Labels must
 // be readable to the end of the last word, and one beyond.
 template <class Counter>
@@ -173,14 +190,17 @@ void count_block(const uint8_t* prediction, const uint8_t* target, int64_t lengt
                  const DirectCounter& direct, Runs* runs) {
   static const RunFinder finder = run_finder_for_this_machine();
   const int64_t estimate = length == kBlock ? estimated_runs(finder, prediction, target) : 0;
-  if (estimate > std::max<int64_t>(finder.runs_per_class * (direct.num_classes - 2), 0)) {
+  if (length == kBlock && finder.prefers_classes(estimate, direct.num_classes)) {
     direct.add_block(prediction, target);
   } else if (estimate > finder.noisy) {
     run<CountEach<Counter>>(prediction, target, counter);
-  } else {
+  } else if (finder.list_runs) {
     const int64_t count = finder.list_runs(prediction, target, length, runs);
     run<MeasureRuns>(static_cast<const uint8_t*>(runs->last), count, runs->length);
     run<CountRuns<Counter>>(static_cast<const Runs*>(runs), count, counter);
+  } else {
+    const int64_t count = list_ends(finder.find_ends, prediction, target, length, runs->ends);
+    run<CountToEnds<Counter>>(prediction, target, static_cast<const uint16_t*>(runs->ends), count, counter);
   }
 }
 
