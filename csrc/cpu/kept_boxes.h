@@ -31,16 +31,6 @@ FASTMED_HD bool lanes_suppress(const BoxPointers<Real, kAxes>& kept, int64_t fir
   return certain != 0;
 }
 
-template <class Real, int kAxes>
-FASTMED_HD bool list_suppresses(const BoxPointers<Real, kAxes>& kept, int64_t count,
-                                const Box<Real, kAxes>& candidate, Real threshold) {
-  const Real candidate_volume = volume(candidate);
-  for (int64_t first = 0; first < count; first += kLanes) {
-    if (lanes_suppress(kept, first, candidate, candidate_volume, threshold)) return true;
-  }
-  return false;
-}
-
 // One bit for every one of kLanes hulls that shares more than nothing with the candidate, and at least a volume.
 template <class Real, int kAxes>
 FASTMED_HD uint32_t lanes_share(const BoxPointers<Real, kAxes>& hulls, int64_t first,
