@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/gather.h"
@@ -47,7 +48,8 @@ struct BlendPlanes {
     const Real part = multiply_add<kFused>(weights.high, high, weights.bias);
     const Real value = multiply_add<kFused>(weights.low, low, part);
     if (!kClamped) return value;
-    const Real above = value > Real(0) ? value : Real(0);  // no NaN comes here: these are one instruction each
+    // One instruction each, which would turn NaN into 0: voxels here are integers, so none is NaN.
+    const Real above = value > Real(0) ? value : Real(0);
     return above < Real(1) ? above : Real(1);
   }
 };
@@ -56,6 +58,8 @@ struct BlendPlanes {
 // another.
 template <class Voxel, class Real>
 class PlaneSampler {
+  static_assert(std::is_integral_v<Voxel>, "NaN would not stay NaN, and blends read what weighs nothing");
+
  public:
   // Rows of output of this length that make a tile.
   static int64_t tile_rows(int64_t width) { return std::max<int64_t>(1, kTileBytes / (width * sizeof(Real))); }

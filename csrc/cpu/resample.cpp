@@ -371,7 +371,7 @@ void resample(const Request& request, int64_t outputs, FinishRow<Real> finish, T
 template <class Voxel, class Real>
 bool suits_planes(const Request& request, int64_t outputs, ScalarType dtype) {
   const ScalarType own = std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float;
-  if (!std::is_integral_v<Voxel> || dtype != own || request.nearest || request.fill.present()) return false;
+  if (dtype != own || request.nearest || request.fill.present()) return false;
   for (int64_t output = 0; output < outputs; ++output) {
     const Matrix matrix = request.matrix_of(output);
     const Tensor& volume = request.volumes[request.volumes.size() == 1 ? 0 : output];
@@ -415,9 +415,12 @@ void resample_as(const Request& request, int64_t outputs, Tensor& out) {
       out.scalar_type(), "dtype", []<class Out>() -> FinishRow<Real> { return finish_row<Real, Out>; });
   for_voxel_dtype(request.volumes[0].scalar_type(), "volume", [&]<class Voxel>() {
     if constexpr (std::is_same_v<Real, double> || !(std::is_same_v<Voxel, double> || std::is_same_v<Voxel, int32_t>)) {
-      suits_planes<Voxel, Real>(request, outputs, out.scalar_type())
-          ? resample_by_planes<Voxel, Real>(request, outputs, out)
-          : resample<Voxel, Real>(request, outputs, finish, out);
+      if constexpr (std::is_integral_v<Voxel>) {
+        if (suits_planes<Voxel, Real>(request, outputs, out.scalar_type())) {
+          return resample_by_planes<Voxel, Real>(request, outputs, out);
+        }
+      }
+      resample<Voxel, Real>(request, outputs, finish, out);
     }
   });
 }
