@@ -337,5 +337,5 @@ def test_results_written_past_the_caches_equal_small_ones_for_any_threads(
     assert large.nbytes >= 16 << 20 > small.nbytes
     assert torch.equal(large[:-1], small)
     assert torch.equal(large, shared)
-    expected = window_resample_reference(volume, matrix, size, **keywords)
-    torch.testing.assert_close(large, expected, rtol=0, atol=1e-4)
+    expected = window_resample_reference(volume, matrix, (3, *size[1:]), **keywords)
+    torch.testing.assert_close(large[:3], expected, rtol=0, atol=1e-4)
