@@ -323,7 +323,7 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
     ByteBlocks target_bytes(target, "target", num_classes, ignore);
     std::optional<Histogram> histogram;
     std::vector<int64_t> own(item_counts);
-    const auto runs = std::make_unique<Runs>();
+    const auto runs = std::make_unique_for_overwrite<Runs>();
     while (begin < end) {
       const int64_t item = begin / voxels;
       const int64_t stop = std::min({end, (item + 1) * voxels, begin + kMaxBinVoxels});
@@ -336,8 +336,7 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
           count_bytes(prediction_bytes, target_bytes, begin, stop, direct, direct, runs.get());
         } else {
           if (!histogram) histogram.emplace(num_classes, target_bytes.ignore());
-          count_bytes(prediction_bytes, target_bytes, begin, stop, histogram->counter(), direct,
-                        runs.get());
+          count_bytes(prediction_bytes, target_bytes, begin, stop, histogram->counter(), direct, runs.get());
           histogram->move_to(own.data());
         }
       }
