@@ -60,36 +60,48 @@ inline BoxSets check_box_iou_backward(const Tensor& grad, const Tensor& boxes1, 
   return sets;
 }
 
-// The items of a call of nms_mask, and the boxes of each.
+// The items of a suppression, and the boxes of each.
 struct BoxRows {
   int64_t items, count;
 };
 
-inline BoxRows check_nms_mask(const Tensor& boxes, const Tensor& scores, const Tensor& order,
-                              const std::optional<Tensor>& groups) {
+inline void check_per_box(const Tensor& tensor, const Tensor& boxes, const char* name) {
+  const int64_t dims = boxes.dim() - 1;
+  check_dim(tensor, dims, name);
+  check_device(tensor, boxes, name);
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
+  for (int64_t axis = 0; axis < dims; ++axis) {
+    STD_TORCH_CHECK(tensor.size(axis) == boxes.size(axis), name, ": expected one value for every box");
+  }
+}
+
+// The dtypes of boxes and scores may differ.
+inline BoxRows check_nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& groups) {
   STD_TORCH_CHECK(boxes.dim() >= 2, "boxes: expected [..., N, 4] or [..., N, 6]");
   STD_TORCH_CHECK(boxes.is_contiguous(), "boxes: expected a contiguous tensor");
-  const int64_t dims = boxes.dim() - 1;
-  const auto check_per_box = [&](const Tensor& tensor, ScalarType dtype, const char* name) {
-    check_dim(tensor, dims, name);
-    check_device(tensor, boxes, name);
-    STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": unexpected dtype");
-    STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-    for (int64_t axis = 0; axis < dims; ++axis) {
-      STD_TORCH_CHECK(tensor.size(axis) == boxes.size(axis), name, ": expected one value for every box");
-    }
-  };
-  check_per_box(scores, boxes.scalar_type(), "scores");
-  check_per_box(order, ScalarType::Long, "order");
-  if (groups) check_per_box(*groups, ScalarType::Long, "groups");
-  const int64_t count = boxes.size(dims - 1);
+  check_per_box(scores, boxes, "scores");
+  const bool floating = scores.scalar_type() == ScalarType::Float || scores.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(floating, "scores: expected float32 or float64");
+  if (groups) {
+    check_per_box(*groups, boxes, "groups");
+    STD_TORCH_CHECK(groups->scalar_type() == ScalarType::Long, "groups: expected int64");
+  }
+  const int64_t dims = boxes.dim() - 1, count = boxes.size(dims - 1);
   STD_TORCH_CHECK(count < std::numeric_limits<int32_t>::max(), "boxes: expected fewer than 2**31 - 1, got ", count);
   int64_t items = 1;
   for (int64_t axis = 0; axis < dims - 1; ++axis) items *= boxes.size(axis);
   return {items, count};
 }
 
-// What nms_mask counts besides: boxes kept, and whether a coordinate is infinite.
+inline BoxRows check_nms_sorted(const Tensor& boxes, const Tensor& scores, const Tensor& order,
+                                const std::optional<Tensor>& groups) {
+  check_per_box(order, boxes, "order");
+  STD_TORCH_CHECK(order.scalar_type() == ScalarType::Long, "order: expected int64");
+  STD_TORCH_CHECK(scores.scalar_type() == boxes.scalar_type(), "scores: dtype differs from the boxes'");
+  return check_nms(boxes, scores, groups);
+}
+
+// What nms_sorted counts besides: boxes kept, and whether a coordinate is infinite.
 enum NmsCount { kKept = 0, kInfinite = 1, kNmsCounts = 2 };
 
 }  // namespace fastmed

@@ -19,6 +19,10 @@ STABLE_TORCH_LIBRARY(fastmed, m) {
   m.def("box_iou(Tensor boxes1, Tensor boxes2, bool generalized) -> Tensor");
   m.def("box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, bool generalized) -> Tensor");
   m.def(
-      "nms_mask(Tensor boxes, Tensor scores, Tensor order, Tensor? groups, float iou_threshold) "
+      "nms(Tensor boxes, Tensor scores, Tensor? groups, float iou_threshold) -> (Tensor kept, Tensor infinite)");
+  m.def("nms_mask(Tensor boxes, Tensor scores, Tensor? groups, float iou_threshold) -> Tensor");
+  m.def(
+      "nms_sorted(Tensor boxes, Tensor scores, Tensor order, Tensor? groups, float iou_threshold) "
       "-> (Tensor keep, Tensor counts)");
+  m.def("instruction_set() -> int");
 }

@@ -13,6 +13,7 @@ import fastmed
 from fastmed import ops
 from fastmed.inference import engines
 from fastmed.inference.manifest import library_versions
+from fastmed.ops._load import instruction_set
 
 _LIBRARIES = (
     "torch", "numpy", "pydicom", "nibabel", "SimpleITK", "safetensors", "onnx", "onnxscript",
@@ -35,6 +36,7 @@ def doctor() -> list[Check]:
         Check("fastmed", fastmed.__version__),
         Check("python", f"{platform.python_version()} on {platform.machine()}"),
         Check("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
+        Check("cpu instructions", f"the kernels use {instruction_set()}"),
         *_cuda(),
         *_kernels(),
     ]

@@ -59,7 +59,9 @@ struct PermutePairs {
     for (int64_t block = 0; block < blocks; ++block) {
       Vector near[kRegisters], weight_low, weight_high, at_low, at_high;
       Indices low, high;
-      std::memcpy(near, line + table.start[block], sizeof(near));
+      for (int i = 0; i < kRegisters; ++i) {  // all at once would go by way of memory
+        std::memcpy(&near[i], line + table.start[block] + i * kCount, kBytes);
+      }
       std::memcpy(&low, table.low + block * kCount, kBytes);
       std::memcpy(&high, table.high + block * kCount, kBytes);
       std::memcpy(&weight_low, table.weight_low + block * kCount, kBytes);
@@ -93,7 +95,9 @@ struct PermuteFinish {
     for (int64_t block = 0; block < blocks; ++block) {
       Vector near[kRegisters], weight_low, weight_high;
       Indices low;
-      std::memcpy(near, line + table.start[block], sizeof(near));
+      for (int i = 0; i < kRegisters; ++i) {  // all at once would go by way of memory
+        std::memcpy(&near[i], line + table.start[block] + i * kCount, kBytes);
+      }
       std::memcpy(&low, table.low + block * kCount, kBytes);
       std::memcpy(&weight_low, table.weight_low + block * kCount, kBytes);
       std::memcpy(&weight_high, table.weight_high + block * kCount, kBytes);

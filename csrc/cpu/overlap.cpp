@@ -1,19 +1,16 @@
-// overlap_counts on the CPU: finds where the pair of labels changes, then counts whole runs at once.
+// overlap_counts on the CPU: lists runs of equal pairs of labels, then counts each run at once.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
-#include <bit>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
 
 #include "checks.h"
+#include "cpu/label_runs.h"
 #include "cpu/simd.h"
 #include "dtypes.h"
 #include "math/overlap.h"
@@ -22,10 +19,6 @@ namespace fastmed {
 namespace {
 
 constexpr int64_t kVoxelsPerTask = 1 << 17;
-constexpr int64_t kBlock = 1 << 13;  // voxels whose changes are found at once; both maps stay in the nearest cache
-constexpr int64_t kWord = 64;        // voxels per word of changes
-constexpr int64_t kNoisy = kBlock / 4;  // changes in a block above which its voxels are counted one by one
-constexpr int64_t kChangesPerClass = 100;  // in a block, above which counting class by class is less work than by runs
 constexpr int64_t kByteValues = 256;
 constexpr int64_t kMaxByteClasses = 254;  // byte labels have room for two more values
 constexpr int64_t kMaxBinVoxels = int64_t{1} << 31;  // what a 32-bit bin surely holds
@@ -33,114 +26,6 @@ constexpr int64_t kMaxBinVoxels = int64_t{1} << 31;  // what a 32-bit bin surely
 struct Ignore {
   bool present;
   int64_t label;
-};
-
-// Bit i of changes tells whether the pair of labels i differs from the pair before it, which must be readable.
-using FindChanges = void (*)(const uint8_t* prediction, const uint8_t* target, int64_t words, uint64_t* changes);
-
-void find_changes_portable(const uint8_t* prediction, const uint8_t* target, int64_t words, uint64_t* changes) {
-  for (int64_t word = 0; word < words; ++word) {
-    uint64_t bits = 0;
-    for (int64_t byte = 0; byte < kWord; byte += 8) {
-      const int64_t i = word * kWord + byte;
-      uint64_t now[2], before[2];
-      std::memcpy(&now[0], prediction + i, 8);
-      std::memcpy(&now[1], target + i, 8);
-      std::memcpy(&before[0], prediction + i - 1, 8);
-      std::memcpy(&before[1], target + i - 1, 8);
-      const uint64_t differs = (now[0] ^ before[0]) | (now[1] ^ before[1]);
-      constexpr uint64_t kLow7 = 0x7f7f7f7f7f7f7f7full;
-      const uint64_t nonzero = (((differs & kLow7) + kLow7) | differs) >> 7 & 0x0101010101010101ull;
-      bits |= (nonzero * 0x0102040810204080ull) >> 56 << byte;  // eight flags, one per byte, into eight bits
-    }
-    changes[word] = bits;
-  }
-}
-
-#ifdef FASTMED_AVX2
-FASTMED_AVX2 uint32_t equal_avx2(const uint8_t* labels) {
-  const __m256i now = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(labels));
-  const __m256i before = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(labels - 1));
-  return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(now, before)));
-}
-
-FASTMED_AVX2 void find_changes_avx2(const uint8_t* prediction, const uint8_t* target, int64_t words,
-                                    uint64_t* changes) {
-  for (int64_t word = 0; word < words; ++word) {
-    const int64_t i = word * kWord;
-    const uint64_t low = equal_avx2(prediction + i) & equal_avx2(target + i);
-    const uint64_t high = equal_avx2(prediction + i + 32) & equal_avx2(target + i + 32);
-    changes[word] = ~(high << 32 | low);
-  }
-}
-
-FASTMED_AVX512 uint64_t differs_avx512(const uint8_t* labels) {
-  return _mm512_cmpneq_epu8_mask(_mm512_loadu_si512(labels), _mm512_loadu_si512(labels - 1));
-}
-
-FASTMED_AVX512 void find_changes_avx512(const uint8_t* prediction, const uint8_t* target, int64_t words,
-                                        uint64_t* changes) {
-  for (int64_t word = 0; word < words; ++word) {
-    changes[word] = differs_avx512(prediction + word * kWord) | differs_avx512(target + word * kWord);
-  }
-}
-#endif
-
-FindChanges find_changes_for_this_machine() {
-#ifdef FASTMED_AVX2
-  if (instruction_set == InstructionSet::kAvx512) return find_changes_avx512;
-  if (instruction_set == InstructionSet::kAvx2) return find_changes_avx2;
-#endif
-  return find_changes_portable;
-}
-
-struct CountChanges {
-  FASTMED_HD static void run(const uint64_t* __restrict changes, int64_t words, int64_t* total) {
-    int64_t sum = 0;
-    for (int64_t word = 0; word < words; ++word) sum += std::popcount(changes[word]);
-    *total = sum;
-  }
-};
-
-// Positions of the set bits. Four at a time are written whether set or not, for a branch per bit would be mispredicted.
-struct ListChanges {
-  FASTMED_HD static void run(const uint64_t* __restrict changes, int64_t words, uint16_t* __restrict positions) {
-    int64_t listed = 0;
-    for (int64_t word = 0; word < words; ++word) {
-      uint64_t bits = changes[word];
-      const int64_t first = 1 + word * kWord, count = std::popcount(bits);
-      for (int64_t done = 0; done < count; done += 4) {
-        for (int64_t i = 0; i < 4; ++i) {
-          positions[listed + done + i] = static_cast<uint16_t>(first + std::countr_zero(bits));
-          bits &= bits - 1;
-        }
-      }
-      listed += count;
-    }
-  }
-};
-
-// A run of equal pairs ends at every position.
-template <class Counter>
-struct CountRuns {
-  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, int64_t length,
-                             const uint16_t* __restrict positions, int64_t count, Counter counter) {
-    int64_t start = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t end = positions[i];
-      counter.add(prediction[start], target[start], end - start);
-      start = end;
-    }
-    counter.add(prediction[start], target[start], length - start);
-  }
-};
-
-// kBlock pairs, one by one.
-template <class Counter>
-struct CountEach {
-  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, Counter counter) {
-    for (int64_t first = 0; first < kBlock; first += kWord) counter.add_each(prediction + first, target + first);
-  }
 };
 
 // One pass over the voxels per class, in steps of kLanes bytes; length is a multiple of kLanes, and at most 255 steps.
@@ -153,6 +38,7 @@ struct CountClasses {
       const auto byte = static_cast<uint8_t>(label);
       alignas(64) uint8_t both[kLanes] = {}, predicted[kLanes] = {}, true_ones[kLanes] = {};
       for (int64_t first = 0; first < length; first += kLanes) {
+        if (label == 0) ask_for_next_block(prediction + first, target + first);
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           const uint8_t counted = (target[first + lane] != ignored) | !has_ignore;
           const uint8_t in_prediction = (prediction[first + lane] == byte) & counted;
@@ -184,6 +70,10 @@ struct DirectCounter {
                [&](int64_t label, int column) { counts[label * kOverlapColumns + column] += voxels; });
   }
 
+  FASTMED_HD void add_runs(const Runs& runs, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) add(runs.prediction[i], runs.target[i], runs.length[i]);
+  }
+
   FASTMED_HD void add_each(const uint8_t* prediction, const uint8_t* target) const {
     for (int64_t i = 0; i < kWord; ++i) add(prediction[i], target[i], 1);
   }
@@ -195,9 +85,9 @@ struct DirectCounter {
 };
 
 // A histogram of pairs: a row per predicted class and one for other labels; a column per target class, one for other
-// labels, one for the ignored. Neighbours count into two bins in turn, so that no addition waits for the one before.
+// labels, one for the ignored. There are two, for voxels in turn, so that no addition waits for the one before.
 struct HistogramCounter {
-  uint32_t* bins;  // [side, side, 2]
+  uint32_t* bins;  // [2, side, side]
   uint32_t side, ignored;
 
   FASTMED_HD uint32_t pair_of(uint8_t prediction, uint8_t target) const {
@@ -207,15 +97,26 @@ struct HistogramCounter {
   }
 
   FASTMED_HD void add(uint8_t prediction, uint8_t target, int64_t voxels) const {
-    bins[2 * pair_of(prediction, target)] += static_cast<uint32_t>(voxels);
+    bins[pair_of(prediction, target)] += static_cast<uint32_t>(voxels);
+  }
+
+  // What lies behind the last run has some labels too.
+  FASTMED_HD void add_runs(const Runs& runs, int64_t count) const {
+    alignas(64) uint32_t pairs[kWord];
+    for (int64_t first = 0; first < count; first += kWord) {
+      for (int64_t i = 0; i < kWord; ++i) pairs[i] = pair_of(runs.prediction[first + i], runs.target[first + i]);
+      const int64_t end = count - first < kWord ? count - first : kWord;
+      for (int64_t i = 0; i < end; ++i) bins[pairs[i]] += runs.length[first + i];
+    }
   }
 
   FASTMED_HD void add_each(const uint8_t* __restrict prediction, const uint8_t* __restrict target) const {
+    uint32_t* const others = bins + side * side;
     alignas(64) uint32_t pairs[kWord];
     for (int64_t i = 0; i < kWord; ++i) pairs[i] = pair_of(prediction[i], target[i]);
     for (int64_t i = 0; i < kWord; i += 2) {
-      ++bins[2 * pairs[i]];
-      ++bins[2 * pairs[i + 1] + 1];
+      ++bins[pairs[i]];
+      ++others[pairs[i + 1]];
     }
   }
 };
@@ -236,10 +137,11 @@ class Histogram {
   void move_to(int64_t* counts) {
     for (int64_t row = 0; row < side_ - 1; ++row) {
       for (int64_t column = 0; column < side_; ++column) {
-        uint32_t* const bin = bins_.data() + 2 * (row * side_ + column);
-        const int64_t voxels = static_cast<int64_t>(bin[0]) + bin[1];
+        uint32_t& bin = bins_[row * side_ + column];
+        uint32_t& other = bins_[(side_ + row) * side_ + column];
+        const int64_t voxels = static_cast<int64_t>(bin) + other;
         if (voxels == 0) continue;
-        bin[0] = bin[1] = 0;
+        bin = other = 0;
         count_pair(row, column, num_classes_, true, side_ - 1,
                    [&](int64_t label, int which) { counts[label * kOverlapColumns + which] += voxels; });
       }
@@ -252,28 +154,66 @@ class Histogram {
   std::vector<uint32_t> bins_;
 };
 
-// Adds up to kBlock pairs of byte labels to counter, or class by class to direct where that is less work.
+// kBlock pairs, one by one.
 template <class Counter>
-void count_pairs(const uint8_t* prediction, const uint8_t* target, int64_t length, Counter counter,
-                 const DirectCounter& direct) {
-  static const FindChanges find_changes = find_changes_for_this_machine();
-  uint64_t changes[kBlock / kWord];
-  uint16_t positions[kBlock + kWord];
-  const int64_t words = (length - 1) / kWord;
-  find_changes(prediction + 1, target + 1, words, changes);
-  int64_t count = 0;
-  run<CountChanges>(static_cast<const uint64_t*>(changes), words, &count);
-  if (length == kBlock && count > kChangesPerClass * direct.num_classes) {
-    direct.add_block(prediction, target);
-  } else if (length == kBlock && count > kNoisy) {
-    run<CountEach<Counter>>(prediction, target, counter);
-  } else {
-    run<ListChanges>(static_cast<const uint64_t*>(changes), words, positions);
-    for (int64_t i = 1 + words * kWord; i < length; ++i) {
-      if (prediction[i] != prediction[i - 1] || target[i] != target[i - 1]) positions[count++] = static_cast<uint16_t>(i);
+struct CountEach {
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target, Counter counter) {
+    for (int64_t first = 0; first < kBlock; first += kWord) {
+      ask_for_next_block(prediction + first, target + first);
+      counter.add_each(prediction + first, target + first);
     }
-    run<CountRuns<Counter>>(prediction, target, length, static_cast<const uint16_t*>(positions), count, counter);
   }
+};
+
+template <class Counter>
+struct CountRuns {
+  FASTMED_HD static void run(const Runs* runs, int64_t count, Counter counter) { counter.add_runs(*runs, count); }
+};
+
+template <class Counter>
+struct CountToEnds {
+  FASTMED_HD static void run(const uint8_t* __restrict prediction, const uint8_t* __restrict target,
+                             const uint16_t* __restrict ends, int64_t count, Counter counter) {
+    int64_t start = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t next = ends[i] + 1;
+      counter.add(prediction[start], target[start], next - start);
+      start = next;
+    }
+  }
+};
+
+// Adds up to kBlock pairs of byte labels to counter, or class by class to direct where that is less work. Labels must
+// be readable to the end of the last word, and one beyond.
+template <class Counter>
+void count_block(const uint8_t* prediction, const uint8_t* target, int64_t length, Counter counter,
+                 const DirectCounter& direct, Runs* runs) {
+  static const RunFinder finder = run_finder_for_this_machine();
+  const int64_t estimate = length == kBlock ? estimated_runs(finder, prediction, target) : 0;
+  if (length == kBlock && finder.prefers_classes(estimate, direct.num_classes)) {
+    direct.add_block(prediction, target);
+  } else if (estimate > finder.noisy) {
+    run<CountEach<Counter>>(prediction, target, counter);
+  } else if (finder.list_runs) {
+    const int64_t count = finder.list_runs(prediction, target, length, runs);
+    run<MeasureRuns>(static_cast<const uint8_t*>(runs->last), count, runs->length);
+    run<CountRuns<Counter>>(static_cast<const Runs*>(runs), count, counter);
+  } else {
+    const int64_t count = list_ends(finder.find_ends, prediction, target, length, runs->ends);
+    run<CountToEnds<Counter>>(prediction, target, static_cast<const uint16_t*>(runs->ends), count, counter);
+  }
+}
+
+// As count_block, of labels with nothing readable behind them.
+template <class Counter>
+void count_last_block(const uint8_t* prediction, const uint8_t* target, int64_t length, Counter counter,
+                      const DirectCounter& direct, Runs* runs) {
+  const int64_t whole = (length - 1) / kWord * kWord, rest = length - whole;
+  if (whole > 0) count_block(prediction, target, whole, counter, direct, runs);
+  uint8_t own[2][kWord + 1] = {};
+  std::memcpy(own[0], prediction + whole, rest);
+  std::memcpy(own[1], target + whole, rest);
+  count_block(own[0], own[1], rest, counter, direct, runs);
 }
 
 // Labels as bytes: num_classes for all that are no class, num_classes + 1 for the ignored.
@@ -300,7 +240,7 @@ class ByteBlocks {
  public:
   ByteBlocks(const Tensor& labels, const char* name, int64_t num_classes, Ignore ignore)
       : labels_(labels.const_data_ptr()), dtype_(labels.scalar_type()), name_(name), num_classes_(num_classes),
-        ignore_(ignore), is_byte_(is_byte(labels)), bytes_(is_byte_ ? 0 : kBlock) {}
+        ignore_(ignore), is_byte_(is_byte(labels)), bytes_(is_byte_ ? 0 : kBlock + 1) {}
 
   // The ignored label as the bytes have it.
   Ignore ignore() const { return is_byte_ ? ignore_ : Ignore{ignore_.present, num_classes_ + 1}; }
@@ -330,10 +270,11 @@ class ByteBlocks {
 // Adds the pairs [begin, end) of byte-sized labels to counter.
 template <class Counter>
 void count_bytes(ByteBlocks& prediction, ByteBlocks& target, int64_t begin, int64_t end, Counter counter,
-                 const DirectCounter& direct) {
+                 const DirectCounter& direct, Runs* runs) {
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t count = std::min(kBlock, end - first);
-    count_pairs(prediction.read(first, count), target.read(first, count), count, counter, direct);
+    const auto count_it = count == kBlock && end - first > kBlock ? count_block<Counter> : count_last_block<Counter>;
+    count_it(prediction.read(first, count), target.read(first, count), count, counter, direct, runs);
   }
 }
 
@@ -382,6 +323,7 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
     ByteBlocks target_bytes(target, "target", num_classes, ignore);
     std::optional<Histogram> histogram;
     std::vector<int64_t> own(item_counts);
+    const auto runs = std::make_unique_for_overwrite<Runs>();
     while (begin < end) {
       const int64_t item = begin / voxels;
       const int64_t stop = std::min({end, (item + 1) * voxels, begin + kMaxBinVoxels});
@@ -391,10 +333,10 @@ Tensor overlap_counts(Tensor prediction, Tensor target, int64_t num_classes, std
       } else {
         const DirectCounter direct{num_classes, target_bytes.ignore(), own.data()};
         if (stop - begin < side * side) {
-          count_bytes(prediction_bytes, target_bytes, begin, stop, direct, direct);
+          count_bytes(prediction_bytes, target_bytes, begin, stop, direct, direct, runs.get());
         } else {
           if (!histogram) histogram.emplace(num_classes, target_bytes.ignore());
-          count_bytes(prediction_bytes, target_bytes, begin, stop, histogram->counter(), direct);
+          count_bytes(prediction_bytes, target_bytes, begin, stop, histogram->counter(), direct, runs.get());
           histogram->move_to(own.data());
         }
       }

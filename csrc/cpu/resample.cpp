@@ -11,6 +11,7 @@
 #include "checks.h"
 #include "cpu/gather.h"
 #include "cpu/pages.h"
+#include "cpu/planes.h"
 #include "cpu/rows.h"
 #include "cpu/simd.h"
 #include "dtypes.h"
@@ -24,13 +25,6 @@ constexpr int64_t kRowsPerBundle = 4;  // of one y: slanting rows share voxels w
 constexpr int kBlock = 128;
 constexpr int kPrefetch = 24;
 constexpr int64_t kRowsAhead = 8;
-
-template <class Voxel>
-struct VolumeView {
-  const Voxel* data;
-  int64_t stride_z, stride_y;
-  int32_t lengths[3];
-};
 
 template <class Voxel, class Real>
 struct GatherVoxels {
@@ -373,12 +367,59 @@ void resample(const Request& request, int64_t outputs, FinishRow<Real> finish, T
   torch::stable::parallel_for(0, outputs * slabs * height, grain, fill_bundles);
 }
 
+// Whether every output is a straight grid that planes serve well.
+template <class Voxel, class Real>
+bool suits_planes(const Request& request, int64_t outputs, ScalarType dtype) {
+  const ScalarType own = std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float;
+  if (dtype != own || request.nearest || request.fill.present()) return false;
+  for (int64_t output = 0; output < outputs; ++output) {
+    const Matrix matrix = request.matrix_of(output);
+    const Tensor& volume = request.volumes[request.volumes.size() == 1 ? 0 : output];
+    if (!is_axis_aligned(matrix, request.size, kPositionTolerance)) return false;
+    if (!PlaneSampler<Voxel, Real>::pays(matrix, request.size, static_cast<int32_t>(volume.size(0)))) return false;
+  }
+  return true;
+}
+
+template <class Voxel, class Real>
+void resample_by_planes(const Request& request, int64_t outputs, Tensor& out) {
+  const auto [depth, height, width] = request.size;
+  Real* const data = static_cast<Real*>(out.mutable_data_ptr());
+  const bool stream = out.numel() * static_cast<int64_t>(sizeof(Real)) >= kStreamedBytes;
+  const int64_t most = PlaneSampler<Voxel, Real>::tile_rows(width);
+  const int64_t tiles = (height + most - 1) / most;
+  const int64_t rows = (height + tiles - 1) / tiles;
+  const auto fill_tiles = [&, depth = depth, height = height, width = width](int64_t begin, int64_t end) {
+    PlaneSampler<Voxel, Real> sampler;
+    int64_t current = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t z = task % depth, first = task / depth % tiles * rows, output = task / (depth * tiles);
+      if (output != current) {
+        const int64_t source = request.volumes.size() == 1 ? 0 : output;
+        sampler.start(view_of<Voxel>(request.volumes[source]), request.matrix_of(output), request.size,
+                      intensity_of<Real>(request, output));
+        current = output;
+      }
+      Real* const tile = data + ((output * depth + z) * height + first) * width;
+      sampler.write(z, first, std::min(first + rows, height), stream, tile);
+    }
+    if (stream) finish_streaming();
+  };
+  const int64_t grain = std::max<int64_t>(1, kVoxelsPerTask / (rows * width));
+  torch::stable::parallel_for(0, outputs * tiles * depth, grain, fill_tiles);
+}
+
 template <class Real>
 void resample_as(const Request& request, int64_t outputs, Tensor& out) {
   const FinishRow<Real> finish = for_voxel_dtype(
       out.scalar_type(), "dtype", []<class Out>() -> FinishRow<Real> { return finish_row<Real, Out>; });
   for_voxel_dtype(request.volumes[0].scalar_type(), "volume", [&]<class Voxel>() {
     if constexpr (std::is_same_v<Real, double> || !(std::is_same_v<Voxel, double> || std::is_same_v<Voxel, int32_t>)) {
+      if constexpr (std::is_integral_v<Voxel>) {
+        if (suits_planes<Voxel, Real>(request, outputs, out.scalar_type())) {
+          return resample_by_planes<Voxel, Real>(request, outputs, out);
+        }
+      }
       resample<Voxel, Real>(request, outputs, finish, out);
     }
   });

@@ -33,6 +33,13 @@ class ParameterRows {
   int64_t stride_ = 0;
 };
 
+template <class Voxel>
+struct VolumeView {
+  const Voxel* data;
+  int64_t stride_z, stride_y;
+  int32_t lengths[3];
+};
+
 inline Matrix read_matrix(const double* values) {
   Matrix matrix;
   std::copy(values, values + 12, &matrix.rows[0][0]);

@@ -2,18 +2,20 @@
 #pragma once
 
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 
 #include "math/host_device.h"
 
 namespace fastmed {
+
+enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #define FASTMED_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2")))
 #define FASTMED_AVX512 \
   __attribute__((target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")))
-
-enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 
 inline InstructionSet detect_instruction_set() {
   __builtin_cpu_init();
@@ -26,7 +28,17 @@ inline InstructionSet detect_instruction_set() {
   return avx512 ? InstructionSet::kAvx512 : InstructionSet::kAvx2;
 }
 
-inline const InstructionSet instruction_set = detect_instruction_set();
+// The best this CPU has, or a lesser one that FASTMED_CPU names; fastmed/ops/_load.py refuses other names.
+inline InstructionSet choose_instruction_set() {
+  const InstructionSet best = detect_instruction_set();
+  const char* const wanted = std::getenv("FASTMED_CPU");
+  if (!wanted) return best;
+  if (std::strcmp(wanted, "baseline") == 0) return InstructionSet::kBaseline;
+  if (std::strcmp(wanted, "avx2") == 0 && best == InstructionSet::kAvx512) return InstructionSet::kAvx2;
+  return best;
+}
+
+inline const InstructionSet instruction_set = choose_instruction_set();
 
 template <class Kernel, class... Args>
 FASTMED_AVX2 void run_avx2(Args... args) {
@@ -70,6 +82,8 @@ inline void run_fused(Args... args) {
 }
 
 #else
+
+inline const InstructionSet instruction_set = InstructionSet::kBaseline;
 
 template <class Kernel, class... Args>
 inline void run(Args... args) {

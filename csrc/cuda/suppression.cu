@@ -1,4 +1,4 @@
-// nms_mask on CUDA: tiles of sorted boxes settle their own conflicts, one after the other, then sweep all later boxes.
+// nms_sorted on CUDA: tiles of boxes settle their own conflicts, one after the other, then sweep all later boxes.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -234,9 +234,9 @@ void launch_nms(const NmsInputs& inputs, const SortedBoxes<Real, kAxes>& sorted,
   }
 }
 
-std::tuple<Tensor, Tensor> nms_mask(Tensor boxes, Tensor scores, Tensor order, std::optional<Tensor> groups,
-                                    double iou_threshold) {
-  const BoxRows rows = check_nms_mask(boxes, scores, order, groups);
+std::tuple<Tensor, Tensor> nms_sorted(Tensor boxes, Tensor scores, Tensor order, std::optional<Tensor> groups,
+                                      double iou_threshold) {
+  const BoxRows rows = check_nms_sorted(boxes, scores, order, groups);
   const DeviceGuard guard(boxes.get_device_index());
   Tensor keep = torch::stable::new_zeros(scores, scores.sizes(), ScalarType::Bool);
   Tensor counts = torch::stable::new_zeros(scores, {kNmsCounts}, ScalarType::Long);
@@ -264,5 +264,5 @@ std::tuple<Tensor, Tensor> nms_mask(Tensor boxes, Tensor scores, Tensor order, s
 }  // namespace fastmed
 
 STABLE_TORCH_LIBRARY_IMPL(fastmed, CUDA, m) {
-  m.impl("nms_mask", TORCH_BOX(&fastmed::nms_mask));
+  m.impl("nms_sorted", TORCH_BOX(&fastmed::nms_sorted));
 }

@@ -97,4 +97,7 @@ def is_finite(tensor: Tensor) -> bool:
 def _placed(parameter: Tensor, name: str, device: torch.device) -> Tensor:
     if is_readable(parameter) and not is_finite(parameter):
         raise ValueError(f"{name}: expected finite values, got {parameter.tolist()}")
-    return parameter.detach().to(device=device, dtype=torch.float64).contiguous()
+    placed = parameter.detach() if parameter.requires_grad else parameter
+    if placed.dtype != torch.float64 or placed.device != device:
+        placed = placed.to(device=device, dtype=torch.float64)
+    return placed.contiguous()

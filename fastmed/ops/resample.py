@@ -1,6 +1,7 @@
 """Resampling through a matrix: CT to the network's grid, and logits back to the scan's labels."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
 
 import torch
@@ -29,6 +30,8 @@ _VOXEL_DTYPES = (
 )
 _NARROWEST = 1e-30  # windows of less overflow float32
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Not a public name, though torch's own custom ops use it: a torch without it only loses the time.
+_BELOW_AUTOGRAD = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcontext)
 
 
 def window_resample(
@@ -109,17 +112,18 @@ def window_resample(
     matrices = checked_matrix(matrix, device, (1, len(volumes)) if batched else None)
     outputs = len(volumes) if batched else matrices.shape[0]
 
-    result = torch.ops.fastmed.window_resample(
-        [each if each.stride(2) == 1 else each.contiguous() for each in volumes],
-        matrices,
-        lengths,
-        per_output(scale, "scale", device, outputs),
-        per_output(shift, "shift", device, outputs),
-        _checked_window(window, device, outputs),
-        None if fill is None else per_output(fill, "fill", device, outputs),
-        mode == "nearest",
-        dtype,
-    )
+    with _without_graph(volumes):
+        result = torch.ops.fastmed.window_resample.default(
+            [each if each.stride(2) == 1 else each.contiguous() for each in volumes],
+            matrices,
+            lengths,
+            per_output(scale, "scale", device, outputs),
+            per_output(shift, "shift", device, outputs),
+            _checked_window(window, device, outputs),
+            None if fill is None else per_output(fill, "fill", device, outputs),
+            mode == "nearest",
+            dtype,
+        )
     return result if batched or matrix.dim() == 3 else result[0]
 
 
@@ -170,6 +174,14 @@ def resample_argmax(
     return labels if logits.dim() == 5 else labels[0]
 
 
+def _without_graph(volumes: list[Tensor]) -> AbstractContextManager:
+    """Skips autograd's part of a call, a fifth of a small one, where nothing would be recorded."""
+    recorded = torch.is_grad_enabled() and any(volume.requires_grad for volume in volumes)
+    if recorded or torch.compiler.is_compiling() or type(volumes[0]) is not Tensor:
+        return nullcontext()
+    return _BELOW_AUTOGRAD()
+
+
 def _as_list(volume: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(volume, Tensor):
         if volume.dim() not in (3, 4):
@@ -205,10 +217,8 @@ def _checked_window(window, device: torch.device, outputs: int) -> Tensor | None
             low, high = checked_number(low, "window"), checked_number(high, "window")
             if not high - low > _NARROWEST:
                 raise ValueError(f"window: expected finite lo < hi, got {(low, high)}")
-            # Filled on the device: a copy from the host could not be captured in a CUDA graph.
-            limits = torch.full([1, 2], low, dtype=torch.float64, device=device)
-            limits[:, 1].fill_(high)
-            return limits
+            # Made on the device: a copy from the host could not be captured in a CUDA graph.
+            return torch.linspace(low, high, 2, dtype=torch.float64, device=device)[None]
     limits = per_output(window, "window", device, outputs, width=2)
     if is_readable(limits):
         values = limits.flatten().tolist()

@@ -10,7 +10,6 @@ from fastmed.ops import _load  # noqa: F401
 from fastmed.ops._arguments import check_tensors
 from fastmed.ops.boxes import check_boxes, computing_dtype
 
-_RADIX_SORT_FROM = 32768  # values; torch sorts shorter rows by comparison, whatever their dtype
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -41,8 +40,7 @@ def nms(
     Source: R. Girshick et al., Rich feature hierarchies for accurate object detection, CVPR (2014).
     """
     _check(boxes, scores, None, iou_threshold, batched=False)
-    order = _falling(scores)
-    return _kept(boxes, scores, None, order, order, iou_threshold, max_output)
+    return _kept(boxes, scores, None, iou_threshold, max_output)
 
 
 def batched_nms(
@@ -72,9 +70,7 @@ def batched_nms(
         TypeError: the argument named has a wrong dtype.
     """
     _check(boxes, scores, groups, iou_threshold, batched=False)
-    by_score = _falling(scores)
-    order, sorted_groups = _grouped(by_score, groups.long())
-    return _kept(boxes, scores, sorted_groups, by_score, order, iou_threshold, max_output)
+    return _kept(boxes, scores, groups, iou_threshold, max_output)
 
 
 def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
@@ -97,10 +93,7 @@ def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold
         TypeError: the argument named has a wrong dtype.
     """
     _check(boxes, scores, groups, iou_threshold, batched=True)
-    order = _falling(scores)
-    if groups is not None:
-        order, groups = _grouped(order, groups.long())
-    return _mask(boxes, scores, groups, order, iou_threshold)[0]
+    return torch.ops.fastmed.nms_mask(*_native(boxes, scores, groups), iou_threshold)
 
 
 def _check(boxes, scores, groups, iou_threshold, *, batched: bool) -> None:
@@ -126,60 +119,70 @@ def _check(boxes, scores, groups, iou_threshold, *, batched: bool) -> None:
         raise ValueError(f"iou_threshold: expected a finite number, got {iou_threshold}")
 
 
-def _falling(scores: Tensor) -> Tensor:
-    """Indices by falling score, equal scores in place; NaN stands anywhere."""
-    scores = scores.detach()
-    if scores.device.type == "cpu" and scores.dim() == 1 and not torch.compiler.is_compiling():
-        if scores.dtype in (torch.float16, torch.bfloat16):
-            scores = scores.float()
-        if scores.shape[0] >= _RADIX_SORT_FROM:
-            return _integer_keys(scores).sort(dim=-1, stable=True)[1]
-    return scores.sort(dim=-1, descending=True, stable=True)[1]
-
-
-def _integer_keys(scores: Tensor) -> Tensor:
-    """Integers that rise where the scores fall: their bits, as torch sorts integers far faster."""
-    dtype = torch.int64 if scores.dtype == torch.float64 else torch.int32
-    bits = (scores + 0.0).view(dtype)  # + 0.0 turns -0.0 into its equal
-    sign = bits >> (torch.iinfo(dtype).bits - 1)
-    return ~(bits ^ (sign & torch.iinfo(dtype).max))
-
-
-def _grouped(by_score: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The same order with each group's boxes together, and the groups in it."""
-    sorted_groups, places = groups.gather(-1, by_score).sort(dim=-1, stable=True)
-    return by_score.gather(-1, places), sorted_groups
-
-
-def _mask(boxes, scores, groups, order, iou_threshold) -> tuple[Tensor, Tensor]:
-    dtype = computing_dtype(boxes)
-    return torch.ops.fastmed.nms_mask(
-        boxes.detach().to(dtype).contiguous(),
-        scores.detach().to(dtype).contiguous(),
-        order,
-        groups,
-        iou_threshold,
+def _native(boxes, scores, groups) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments as the native ops take them."""
+    return (
+        boxes.detach().to(computing_dtype(boxes)).contiguous(),
+        scores.detach().to(computing_dtype(scores)).contiguous(),
+        None if groups is None else groups.long().contiguous(),
     )
 
 
-def _kept(boxes, scores, groups, by_score, order, iou_threshold, max_output) -> Tensor:
+def _kept(boxes, scores, groups, iou_threshold, max_output) -> Tensor:
     if max_output is not None and not isinstance(max_output, (int, torch.SymInt)):
         raise TypeError(f"max_output: expected an integer, got {max_output!r}")
     if max_output is not None and max_output < 0:
         raise ValueError(f"max_output: expected at least 0, got {max_output}")
-    keep, counts = _mask(boxes, scores, groups, order, iou_threshold)
-    in_order = keep.index_select(0, by_score)
-    if torch.compiler.is_compiling():
-        return by_score.masked_select(in_order)[:max_output]
-    kept, infinite = counts.tolist()
-    if infinite:
+    kept, infinite = torch.ops.fastmed.nms(*_native(boxes, scores, groups), iou_threshold)
+    if not torch.compiler.is_compiling() and infinite:
         raise ValueError("boxes: expected finite or NaN coordinates, got infinite ones")
-    if keep.device.type == "cpu":
-        return by_score.masked_select(in_order)[:max_output]
+    return kept if max_output is None else kept[:max_output]
+
+
+# On the CPU both ops sort by themselves; on CUDA torch does, and nms_sorted suppresses.
+
+
+def _falling(scores: Tensor) -> Tensor:
+    """Indices by falling score, equal scores in place; NaN stands anywhere."""
+    return scores.sort(dim=-1, descending=True, stable=True)[1]
+
+
+def _suppressed(boxes, scores, groups, by_score, iou_threshold) -> tuple[Tensor, Tensor]:
+    """Marks in the order of the boxes, and counts: boxes kept, infinite ones or not."""
+    order = by_score
+    if groups is not None:
+        groups, places = groups.gather(-1, by_score).sort(dim=-1, stable=True)
+        order = by_score.gather(-1, places)
+    scores = scores.to(boxes.dtype)
+    return torch.ops.fastmed.nms_sorted(boxes, scores, order, groups, iou_threshold)
+
+
+@torch.library.impl("fastmed::nms_mask", "cuda")
+def _(boxes, scores, groups, iou_threshold):
+    return _suppressed(boxes, scores, groups, _falling(scores), iou_threshold)[0]
+
+
+@torch.library.impl("fastmed::nms", "cuda")
+def _(boxes, scores, groups, iou_threshold):
+    by_score = _falling(scores)
+    keep, counts = _suppressed(boxes, scores, groups, by_score, iou_threshold)
+    kept, infinite = counts.tolist()
     # With its length known, the selection need not wait for the device once more.
-    return by_score[in_order.nonzero_static(size=kept)[:max_output, 0]]
+    places = keep.index_select(0, by_score).nonzero_static(size=kept)[:, 0]
+    return by_score[places], torch.tensor(bool(infinite))
+
+
+@torch.library.register_fake("fastmed::nms")
+def _(boxes, scores, groups, iou_threshold):
+    kept = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty([kept], dtype=torch.int64), torch.empty([], dtype=torch.bool)
 
 
 @torch.library.register_fake("fastmed::nms_mask")
+def _(boxes, scores, groups, iou_threshold):
+    return boxes.new_empty(scores.shape, dtype=torch.bool)
+
+
+@torch.library.register_fake("fastmed::nms_sorted")
 def _(boxes, scores, order, groups, iou_threshold):
     return boxes.new_empty(scores.shape, dtype=torch.bool), boxes.new_empty([2], dtype=torch.int64)

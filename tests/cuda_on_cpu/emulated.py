@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 PROJECT = Path(__file__).parent.parent.parent
 BUILD = PROJECT / "build" / "cuda_on_cpu"
+ON_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
@@ -67,6 +68,9 @@ class Emulated(TorchDispatchMode):
         if func.namespace != "fastmed":
             return func(*args, **(kwargs or {}))
         name = func.name().removeprefix("fastmed::")
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmed_emulated::{name}", "CPU"):
+            with self:  # on CUDA this op is Python over others
+                return func.redispatch(ON_CUDA, *args, **(kwargs or {}))
         emulated = getattr(torch.ops.fastmed_emulated, name)
         results = []
         for seed in (0, 7):

@@ -16,13 +16,13 @@ def device(request):
 
 @pytest.fixture
 def one_thread_then_two():
-    """Runs a call with one thread and with two, and gives both results."""
+    """Runs a call with one thread and with two (or other counts), and gives the results."""
 
-    def compare(call):
+    def compare(call, counts=(1, 2)):
         before = torch.get_num_threads()
         results = []
         try:
-            for threads in (1, 2):
+            for threads in counts:
                 torch.set_num_threads(threads)
                 results.append(call())
         finally:

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from fastmed import ops
-from fastmed.testing import axis_matrix, oblique_matrix, smooth_logits, stored_voxels, strewn_boxes
+from fastmed.testing import (
+    axis_matrix,
+    fitted_matrix,
+    oblique_matrix,
+    smooth_logits,
+    stored_voxels,
+    strewn_boxes,
+)
 
 pytestmark = pytest.mark.long
 
@@ -37,13 +44,16 @@ def test_window_resample_reads_the_last_voxels(marked, slant, mode):
     )
 
 
-def test_window_resample_writes_the_last_voxels():
+@pytest.mark.parametrize(
+    ("matrix_of", "dtype"), [(oblique_matrix, torch.float16), (fitted_matrix, torch.float32)]
+)
+def test_window_resample_writes_the_last_voxels(matrix_of, dtype):
     volume = stored_voxels((20, 30, 40))
-    matrix = oblique_matrix(volume.shape, SHAPE)
-    result = ops.window_resample(volume, matrix, SHAPE, window=(-1000, 400), dtype=torch.float16)
+    matrix = matrix_of(volume.shape, SHAPE)
+    result = ops.window_resample(volume, matrix, SHAPE, window=(-1000, 400), dtype=dtype)
     last = matrix.clone()
     last[:, 3] += matrix[:, :3] @ torch.tensor(LAST, dtype=torch.float64)
-    expected = ops.window_resample(volume, last, CORNER, window=(-1000, 400), dtype=torch.float16)
+    expected = ops.window_resample(volume, last, CORNER, window=(-1000, 400), dtype=dtype)
     torch.testing.assert_close(result[END], expected, rtol=0, atol=1e-3)
 
 

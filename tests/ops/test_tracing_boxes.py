@@ -46,23 +46,22 @@ def test_export_of_overlap_with_counts_known_only_later():
     assert torch.equal(program.module()(*longer), box_iou(*longer))
 
 
-def _sorted_inputs(device):
-    boxes, scores = random_boxes([2, 50], 3, device=device), random_scores([2, 50], device=device)
-    return boxes, scores, scores.sort(descending=True, stable=True)[1]
-
-
 def test_opcheck_of_suppression(device):
-    boxes, scores, order = _sorted_inputs(device)
+    boxes, scores = random_boxes([2, 50], 3, device=device), random_scores([2, 50], device=device)
+    for groups in (None, torch.zeros_like(scores, dtype=torch.int64)):
+        arguments = boxes, scores, groups, 0.3
+        torch.library.opcheck(torch.ops.fastmed.nms_mask.default, arguments)
+        item = [each if each is None else each[0] for each in arguments[:3]]
+        torch.library.opcheck(torch.ops.fastmed.nms.default, (*item, 0.3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_opcheck_of_suppression_in_a_given_order():
+    boxes, scores = random_boxes([2, 50], 3, device="cuda"), random_scores([2, 50], device="cuda")
+    order = scores.sort(descending=True, stable=True)[1]
     for groups in (None, torch.zeros_like(order)):
-        torch.library.opcheck(
-            torch.ops.fastmed.nms_mask.default, (boxes, scores, order, groups, 0.3)
-        )
-
-
-def test_an_order_out_of_range_is_refused():
-    boxes, scores, order = _sorted_inputs("cpu")
-    with pytest.raises(RuntimeError, match="order: "):
-        torch.ops.fastmed.nms_mask(boxes, scores, order + 1, None, 0.3)
+        arguments = boxes, scores, order, groups, 0.3
+        torch.library.opcheck(torch.ops.fastmed.nms_sorted.default, arguments)
 
 
 def test_the_mask_compiles_whole(device):

@@ -1,11 +1,13 @@
 """window_resample: what it promises beyond agreement with the reference."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmed.ops import window_resample
+from fastmed.ops import resample, window_resample
 from fastmed.testing import (
     axis_matrix,
     fitted_matrix,
@@ -225,6 +227,18 @@ def test_errors_name_the_argument(name, error, arguments, keywords):
         window_resample(*arguments, **keywords)
 
 
+@pytest.mark.parametrize("below_autograd", [resample._BELOW_AUTOGRAD, nullcontext])
+def test_the_short_way_past_autograd_changes_nothing(below_autograd, monkeypatch):
+    monkeypatch.setattr(resample, "_BELOW_AUTOGRAD", below_autograd)
+    volume = stored_voxels((2, 3, 4), torch.float32)
+    result = window_resample(volume, IDENTITY, (2, 3, 4))
+    assert torch.equal(result, volume)
+    assert not result.requires_grad
+    assert window_resample(volume.requires_grad_(), IDENTITY, (2, 3, 4)).requires_grad
+    with torch.no_grad():
+        assert not window_resample(volume, IDENTITY, (2, 3, 4)).requires_grad
+
+
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e300])
 def test_unreadable_matrices_leave_memory_alone(value, device):
     matrix = torch.full((1, 3, 4), value, dtype=torch.float64, device=device)
@@ -263,3 +277,64 @@ def test_the_native_op_checks_what_could_break_memory():
             False,
             torch.float32,
         )
+
+
+# shape of the volume, size, step and origin along each axis
+STRAIGHT = {
+    "one voxel": ((1, 1, 1), (3, 2, 5), (0.3, -1, 1), (0, 0, 0)),
+    "one voxel out": ((4, 5, 6), (1, 1, 1), (1, 1, 1), (1.5, 2.5, 3.5)),
+    "one plane": ((1, 9, 13), (4, 7, 20), (1, 1.2, 0.6), (0, 0, 0.25)),
+    "one row": ((5, 1, 40), (9, 4, 90), (0.5, 1, 0.4), (0, 0, 0)),
+    "one column": ((5, 40, 1), (9, 90, 3), (0.5, 0.4, 1), (0, 0, 0)),
+    "flipped": ((6, 7, 40), (24, 21, 150), (-0.22, -0.3, -0.26), (5, 6, 39)),
+    "no step": ((6, 7, 40), (5, 6, 300), (0, 0, 0), (2.5, 3.25, 17.75)),
+    "every plane": ((40, 7, 9), (40, 8, 10), (1, 1, 1), (0, 0, 0)),
+    "planes left out": ((300, 4, 9), (40, 5, 8), (13, 1, 1), (-260, 0, 0)),
+    "all outside": ((6, 7, 40), (5, 6, 300), (1, 1, 1), (-50, 90, -900)),
+    "uneven last tile": ((5, 30, 40), (3, 51, 700), (1.5, 0.6, 0.057), (0, 0, 0)),
+    "rows longer than a tile": ((3, 4, 60), (3, 2, 25_000), (0.7, 2.5, 0.0024), (0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("stored", [torch.uint8, torch.int16, torch.uint16, torch.int32], ids=str)
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_straight_grids_of_integers_at_any_number_of_threads(
+    name, stored, dtype, one_thread_then_two
+):
+    shape, size, steps, origin = STRAIGHT[name]
+    matrix, volume = axis_matrix(steps, origin), stored_voxels(shape, stored)
+    hounsfield = window_resample_reference(volume, matrix, size, shift=-10.0, dtype=torch.float64)
+    windowed = ((hounsfield + 500) / 2000).clamp(0, 1)
+    for window, expected in ((None, hounsfield), ((-500.0, 1500.0), windowed)):
+        keywords = {"shift": -10.0, "window": window, "dtype": dtype}
+        one, *others = one_thread_then_two(
+            lambda keywords=keywords: window_resample(volume, matrix, size, **keywords),
+            counts=(1, 2, 5),
+        )
+        atol = 1e-4 if window else 0.1
+        torch.testing.assert_close(one.double(), expected, rtol=0, atol=atol)
+        assert all(torch.equal(one, other) for other in others)
+
+
+# 17 MB, of which the caches would keep 16; rows of 3 voxels share the lines that are written whole.
+@pytest.mark.parametrize("width", [373, 3])
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_results_written_past_the_caches_equal_small_ones_for_any_threads(
+    dtype, flipped, width, one_thread_then_two
+):
+    depth = 30 if dtype == torch.float32 else 15
+    size, volume = (depth, 141_800 // width, width), stored_voxels((9, 40, 50))
+    matrix = fitted_matrix(volume.shape, size)
+    if flipped:
+        matrix[:, :3] *= -1
+        matrix[:, 3] = torch.tensor(volume.shape) - 1 - matrix[:, 3]
+    keywords = {"window": (-500.0, 1500.0), "dtype": dtype}
+    large, shared = one_thread_then_two(lambda: window_resample(volume, matrix, size, **keywords))
+    small = window_resample(volume, matrix, (depth - 1, *size[1:]), **keywords)
+    assert large.nbytes >= 16 << 20 > small.nbytes
+    assert torch.equal(large[:-1], small)
+    assert torch.equal(large, shared)
+    expected = window_resample_reference(volume, matrix, (3, *size[1:]), **keywords)
+    torch.testing.assert_close(large[:3], expected, rtol=0, atol=1e-4)
