@@ -34,6 +34,8 @@ class Panel:
 
 def curves_png(history: Sequence[dict[str, Any]]) -> bytes:
     """Draws loss, scores and learning rate against the epoch, as PNG."""
+    from matplotlib.ticker import MaxNLocator
+
     kinds = ["loss", *_scores_of(history), "learning_rate"]
     figure = _figure(len(kinds), 3.6, 2.8, per_row=3)
     epochs = [row["epoch"] for row in history]
@@ -49,6 +51,7 @@ def curves_png(history: Sequence[dict[str, Any]]) -> bytes:
         axes.set_xlabel("epoch", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if kind == "learning_rate":
             axes.set_yscale("log")
         elif axes.get_legend_handles_labels()[1]:
