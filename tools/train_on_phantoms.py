@@ -35,14 +35,19 @@ class Plan:
 
 
 PLANS = {
-    "liver-unet3d": Plan("liver", 48, 12, ("loop.epochs=12",), goal="Dice >= 0.95"),
+    "liver-unet3d": Plan(
+        "liver", 48, 12,
+        ("grid.spacing_mm_zyx=[4,4,4]", "tiles.size_zyx=[32,80,96]", "sampling.samples_per_case=1",
+         "loop.epochs=40", "optimiser.learning_rate=2e-3", "optimiser.warmup_steps=17"),
+        goal="Dice >= 0.95",
+    ),
     "lung-resnet3d": Plan(
         "chest", 440, 300, ("grid.size_zyx=[64,64,64]", "loop.epochs=16"), 0.5, 0.1,
         goal="AUC >= 0.95 over at least 30 positives",
     ),
     "lesion-unet2d": Plan("lesions", 200, 60, goal="Dice >= 0.95 in 5 epochs"),
     "lung-unet2d-png": Plan(
-        "lungs", 40, 10, ("network.base_channels=16", "loop.epochs=6"), goal="Dice >= 0.97"
+        "lungs", 60, 6, ("network.base_channels=16", "loop.epochs=4"), goal="Dice >= 0.97"
     ),
 }  # fmt: skip
 TEST_SEED = 100_000
