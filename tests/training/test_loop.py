@@ -13,7 +13,7 @@ from training_runs import TINY, balls, first_moments
 import fastmed
 from fastmed import bundle, models
 from fastmed.errors import FastmedError, UsageError
-from fastmed.training import loop, memory
+from fastmed.training import loop, memory, processes
 from fastmed.training.train import TrainingRun
 
 
@@ -228,7 +228,7 @@ def test_compile_compiles_the_network(train, monkeypatch):
 )
 def test_precision_is_that_of_the_networks_arithmetic(train, monkeypatch, precision, dtype):
     seen = set()
-    monkeypatch.setattr(loop, "_check_precision", lambda kind, precision: None)
+    monkeypatch.setattr(processes, "_check_precision", lambda kind, precision: None)
     monkeypatch.setattr(torch.nn.Conv3d, "forward", spied(torch.nn.Conv3d.forward, seen))
     train(
         f"loop.precision={precision}", "loop.epochs=1", "loop.shares=[1,0,0]",
