@@ -137,7 +137,7 @@ def test_a_resumed_run_keeps_its_recipe_and_a_new_one_needs_a_new_folder(train):
 
 
 SCHEDULES = {
-    "none": ((), (1e-3, 1e-3, 1e-3)),
+    "none": (("optimiser.learning_rate=2e-3",), (2e-3, 2e-3, 2e-3)),
     "step": (("optimiser.step_epochs=1", "optimiser.factor=0.1"), (1e-3, 1e-4, 1e-5)),
     "cosine": (("optimiser.final_learning_rate=0.0",), (1e-3, 7.5e-4, 2.5e-4)),
 }

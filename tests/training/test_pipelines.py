@@ -74,6 +74,45 @@ def test_grey_images_have_accuracy_and_iou_for_training_and_validation(tmp_path)
         assert all(0 <= float(row[name]) <= 1 for row in rows), name
 
 
+def test_grey_images_resume_exactly_with_batch_norms_and_a_moving_average(tmp_path, monkeypatch):
+    data = discs(tmp_path / "data", 8)
+    settings = (*SMALL_GREY, "loop.ema=0.5", "loop.epochs=3", "augmentation.elastic_p=1.0")
+    arguments = {"device": "cpu", "settings": settings, "quiet": True}
+    fastmed.train("lung-unet2d-png", data, tmp_path / "whole", **arguments)
+    real, done = loop.save_state, []
+
+    def once(*what):
+        if done:
+            raise KeyboardInterrupt  # after the epoch's bundles, before its state
+        done.append(real(*what))
+
+    monkeypatch.setattr(loop, "save_state", once)
+    with pytest.raises(KeyboardInterrupt):
+        fastmed.train("lung-unet2d-png", data, tmp_path / "cut", **arguments)
+    monkeypatch.setattr(loop, "save_state", real)
+    fastmed.train("lung-unet2d-png", data, tmp_path / "cut", resume=True, **arguments)
+    for which in ("best", "last"):
+        one, two = (
+            (tmp_path / name / which / "weights.safetensors").read_bytes()
+            for name in ("whole", "cut")
+        )
+        assert one == two, which
+
+
+def test_two_processes_validate_grey_images_and_draw_them(tmp_path):
+    data = discs(tmp_path / "data", 8)
+    settings = (*SMALL_GREY, "loop.epochs=1", "loop.shares=[0.5,0.375,0.125]")
+    runs = [
+        fastmed.train(
+            "lung-unet2d-png", data, tmp_path / str(n), devices=n, device="cpu",
+            settings=settings, quiet=True,
+        )
+        for n in (1, 2)
+    ]  # fmt: skip
+    sizes = [Image.open(run.path / "predictions.png").size for run in runs]
+    assert sizes[0] == sizes[1], "as many panels"
+
+
 def test_named_values_train_an_organ_of_many(tmp_path):
     data, voxels = balls(tmp_path / "data"), 0
     for path in (data / "label").iterdir():  # liver is 5, among others
