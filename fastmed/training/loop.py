@@ -255,8 +255,10 @@ def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe):
 
     chosen, epochs = recipe.optimiser, recipe.loop.epochs
     if chosen.schedule == "plateau":
+        # Any better score counts, as for early stopping. torch's default asks for a share of the
+        # best one more, which for scores below 0 (a loss turned round) takes worse for better.
         return lr_scheduler.ReduceLROnPlateau(
-            optimiser, mode="max", factor=chosen.factor, patience=chosen.patience
+            optimiser, mode="max", factor=chosen.factor, patience=chosen.patience, threshold=0.0
         )
     if chosen.schedule == "cosine":
         low = chosen.final_learning_rate

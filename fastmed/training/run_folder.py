@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from fastmed import bundle as bundles
-from fastmed.errors import FastmedError, UsageError
+from fastmed.errors import DataError, FastmedError, UsageError
 from fastmed.spec import Spec
 from fastmed.training.recipe import Recipe, recipe_to_table
 from fastmed.writers.atomic import write_atomically
@@ -34,7 +34,17 @@ class RunFolder:
     trained_on: str = ""
 
     def begin(self, recipe: Recipe, texts: dict[str, str]) -> None:
-        """Makes the folder a run's: its recipe, and other texts by file name."""
+        """Makes the folder a run's: its recipe, and other texts by file name.
+
+        Raises DataError where a run that goes on has other texts: its data are no longer the same.
+        """
+        for name, text in texts.items():
+            place = self.path / name
+            if place.is_file() and place.read_text("utf-8") != text:
+                raise DataError(
+                    f"--resume: {place} differs from what the data say now: files were changed; "
+                    "bring the old data back, or train anew into another --output"
+                )
         for name, text in ({RECIPE_FILE: _toml(recipe)} | texts).items():
             write_atomically(self.path / name, [text.encode()])
 

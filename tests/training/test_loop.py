@@ -165,6 +165,15 @@ def test_a_plateau_lowers_the_learning_rate_and_then_stops_the_run(train, monkey
     assert run.best_epoch == 1
 
 
+def test_a_loss_that_stands_still_is_a_plateau_too(train, monkeypatch):
+    monkeypatch.setattr(loop.Tally, "row", lambda self, fabric: {"train_loss": 0.7})
+    run = train(
+        "optimiser.schedule=plateau", "optimiser.patience=1", "optimiser.factor=0.1",
+        "loop.shares=[1,0,0]", "loop.epochs=4",
+    )  # fmt: skip
+    assert [float(r["learning_rate"]) for r in rows(run)] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4])
+
+
 def test_without_patience_a_run_never_stops_early(train, monkeypatch):
     monkeypatch.setattr(loop, "_validate", lambda *a: [])
     monkeypatch.setattr(

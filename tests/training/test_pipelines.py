@@ -204,6 +204,15 @@ def test_bad_data_leaves_the_output_free_for_the_next_try(tmp_path):
     assert fastmed.train("liver-unet3d", data, tmp_path / "run", **arguments).epochs == 1
 
 
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    data = balls(tmp_path / "data")
+    arguments = {"device": "cpu", "settings": (*TINY, "loop.epochs=1"), "quiet": True}
+    fastmed.train("liver-unet3d", data, tmp_path / "run", **arguments)
+    balls(tmp_path / "data", seed=9)
+    with pytest.raises(DataError, match=r"survey\.txt differs from what the data say now"):
+        fastmed.train("liver-unet3d", data, tmp_path / "run", resume=True, **arguments)
+
+
 def test_a_full_disk_stops_the_run_and_keeps_what_was_done(tmp_path, monkeypatch):
     from fastmed.training import checkpoint
 
