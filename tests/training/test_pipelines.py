@@ -127,6 +127,8 @@ def test_named_values_train_an_organ_of_many(tmp_path):
     )
     assert f"{voxels:,} voxels" in (run.path / "survey.txt").read_text()
     assert run.test["dice"] > 0.5, "other organs are background"
+    test = json.loads((run.path / "test.json").read_text())
+    assert test["labels"]["liver"]["dice"] == pytest.approx(run.test["dice"])
 
 
 def test_one_patient_trains_alone(tmp_path):
@@ -178,11 +180,12 @@ def test_a_test_without_positives_has_no_auc_and_valid_json(tmp_path):
     assert test["classification"]["confusion"][1] == [0, 0]
 
 
-def test_predictions_csv_is_what_evaluate_reads(tmp_path):
+def test_predictions_csv_is_what_evaluate_reads(tmp_path, capsys):
     data = chests(tmp_path / "data", {"train": [0, 1], "val": [0, 1], "test": [0, 1, 1]})
-    run = fastmed.train(
-        "lung-resnet3d", data, tmp_path / "run", device="cpu", settings=CLASSES, quiet=True
-    )
+    run = fastmed.train("lung-resnet3d", data, tmp_path / "run", device="cpu", settings=CLASSES)
+    table = capsys.readouterr().out
+    for score in ("accuracy", "precision", "recall", "f1", "auc", "calibration", "of positive"):
+        assert score in table, score
     found = fastmed.evaluate(
         run.path / "predictions.csv", data / "labels.csv", task="classification", quiet=True
     ).scores
