@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -32,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     except FastmedError as error:
         return _complain(error, 1)
     except Terminated:
-        return _complain("stopped by SIGTERM; finished scans are kept", 143)
+        return _complain(f"stopped by SIGTERM; {_kept(arguments)}", 143)
     except KeyboardInterrupt:
-        return _complain("stopped by Ctrl-C; finished scans are kept", 130)
+        return _complain(f"stopped by Ctrl-C; {_kept(arguments)}", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -287,6 +288,15 @@ def _add_strict(command: argparse.ArgumentParser) -> None:
 
 def _terminate(number: int, frame: object) -> None:
     raise Terminated
+
+
+def _kept(arguments: argparse.Namespace) -> str:
+    if arguments.run is not train:
+        return "finished scans are kept"
+    again = f"fastmed train {arguments.recipe} --data {arguments.data}"
+    again += f" --output {arguments.output}" * (arguments.output is not None)
+    again += f" --set {shlex.join(arguments.set)}" * bool(arguments.set)
+    return f"finished epochs are kept; {again} --resume goes on"
 
 
 def _complain(error: object, status: int) -> int:

@@ -64,6 +64,17 @@ class Sampling:
         if self.balance not in BALANCES:
             raise ValueError(f"balance {self.balance!r}: expected one of {', '.join(BALANCES)}")
 
+    def check_fits(self, spec: Spec) -> None:
+        """Raises ValueError where a model of this spec cannot be trained on such samples."""
+        classifies = spec.task == "classification"
+        if classifies and (self.patch_zyx or self.crop != "scan"):
+            raise ValueError("sampling: a classification has its whole grid: no patch, no crop")
+        if not classifies and self.balance != "none":
+            raise ValueError("sampling: balance is for classifications; see foreground")
+        patch = self.patch_zyx or spec.tile_zyx
+        if spec.dimensions == 2 and patch is not None and patch[0] != 1:
+            raise ValueError(f"patch_zyx {patch}: expected 1 slice for a 2D network")
+
 
 def _is_whole(value, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
@@ -110,13 +121,8 @@ class TrainingSet:
         for stored in cases:
             if (stored.case.target if self._classifies else stored.labels) is None:
                 raise ValueError(f"{stored.case.name}: has no truth, so it cannot train")
+        sampling.check_fits(spec)
         self._patch = sampling.patch_zyx or spec.tile_zyx
-        if self._classifies and (sampling.patch_zyx or sampling.crop != "scan"):
-            raise ValueError("sampling: a classification has its whole grid: no patch, no crop")
-        if not self._classifies and sampling.balance != "none":
-            raise ValueError("sampling: balance is for classifications; see foreground")
-        if spec.dimensions == 2 and self._patch is not None and self._patch[0] != 1:
-            raise ValueError(f"patch_zyx {self._patch}: expected 1 slice for a 2D network")
         self.cases = tuple(cases)
         self.spec, self.sampling, self.augmentation = spec, sampling, augmentation
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)

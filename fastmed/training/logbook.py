@@ -1,15 +1,18 @@
-"""The files that a run leaves to look at: metrics.csv, curves.png, predictions.png, TensorBoard."""
+"""The files that a run leaves to look at: tables, pictures, TensorBoard."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastmed.training.pictures import Panel, curves_png, panel_image, panels_png
+from fastmed.errors import FastmedError
+from fastmed.training.batches import Batch
+from fastmed.training.pictures import Panel, curves_png, panel_image, panels_png, sample_panels
 from fastmed.writers.atomic import write_atomically
 
 _BOARD_PICTURES = 4
@@ -26,7 +29,12 @@ class Logbook:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
-        self._board = SummaryWriter(run / "tensorboard", purge_step=first_epoch)
+        with _named(run / "tensorboard"):
+            self._board = SummaryWriter(run / "tensorboard", purge_step=first_epoch)
+
+    def show_samples(self, batch: Batch) -> None:
+        """Writes samples.png: what the network is given, crops and augmentation included."""
+        write_atomically(self._run / "samples.png", [panels_png(sample_panels(batch))])
 
     def record(self, history: Sequence[dict[str, Any]], panels: Sequence[Panel]) -> None:
         """Writes all rows of `history` anew, and its last one to TensorBoard."""
@@ -35,16 +43,26 @@ class Logbook:
         write_atomically(self._run / "curves.png", [curves_png(history)])
         if panels:
             write_atomically(self._run / "predictions.png", [panels_png(panels)])
-        for name, value in row.items():
-            if name != "epoch" and value is not None and math.isfinite(value):
-                self._board.add_scalar(_tag(name), value, row["epoch"])
-        for number, panel in enumerate(panels[:_BOARD_PICTURES]):
-            picture = panel_image(panel)
-            self._board.add_image(f"sample/{number}", picture, row["epoch"], dataformats="HWC")
-        self._board.flush()
+        with _named(self._run / "tensorboard"):
+            for name, value in row.items():
+                if name != "epoch" and value is not None and math.isfinite(value):
+                    self._board.add_scalar(_tag(name), value, row["epoch"])
+            for number, panel in enumerate(panels[:_BOARD_PICTURES]):
+                picture = panel_image(panel)
+                self._board.add_image(f"sample/{number}", picture, row["epoch"], dataformats="HWC")
+            self._board.flush()
 
     def close(self) -> None:
         self._board.close()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the disk refuses TensorBoard is an error that names the path, as of other files."""
+    try:
+        yield
+    except OSError as error:
+        raise FastmedError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _tag(name: str) -> str:

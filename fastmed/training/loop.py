@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmed import losses, models
-from fastmed.errors import FastmedError, UsageError
-from fastmed.ops import overlap_counts
+from fastmed.errors import FastmedError
 from fastmed.training.batches import Batch, TrainingSet
 from fastmed.training.checkpoint import STATE_FILE, Progress, RandomState, load_state, save_state
 from fastmed.training.logbook import Logbook
@@ -23,11 +21,10 @@ from fastmed.training.memory import keep_freed_memory
 from fastmed.training.recipe import Recipe
 from fastmed.training.run_folder import RunFolder
 from fastmed.training.stored_case import StoredCase
+from fastmed.training.tally import Tally
 from fastmed.training.terminal import Terminal, figure
 from fastmed.training.validate import CaseResult, run_cases, summarise
 
-_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-_GUIDE = {"segmentation": ("dice", 1), "classification": ("loss", -1)}  # score, and its better side
 _PANELS = 8
 
 
@@ -47,47 +44,7 @@ class Job:
     quiet: bool
 
 
-def launch(job: Job, *, devices: int, device: str) -> Progress:
-    """Trains in `devices` processes; returns how far the run came.
-
-    device: "auto", "cpu", "cuda" or "cuda:1". Raises UsageError where the machine lacks them.
-    """
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
-
-    kind, _, index = device.partition(":")
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = job.recipe
-    if kind == "cuda" and torch.cuda.device_count() < max(devices, int(index or 0) + 1):
-        found = torch.cuda.device_count()
-        raise UsageError(f"--devices {devices}, --device {device}: torch sees {found} CUDA devices")
-    _check_precision(kind, recipe.loop.precision)
-    if recipe.loop.batch_size % devices:
-        raise UsageError(
-            f"loop.batch_size {recipe.loop.batch_size}: expected a multiple of --devices {devices}"
-        )
-    fabric = Fabric(
-        accelerator=kind,
-        devices=[int(index)] if index else devices,
-        strategy=DDPStrategy(start_method="spawn") if devices > 1 else "auto",
-        precision=_PRECISIONS[recipe.loop.precision],
-    )
-    # Fabric looks into arguments and results for tensors to move, and refuses frozen dataclasses.
-    return Progress(**fabric.launch(partial(_train, job=job)))
-
-
-def _check_precision(kind: str, precision: str) -> None:
-    # torch 2.13 on the CPU: the bfloat16 gradient of a 3D convolution's weights reads memory that
-    # nobody wrote, for images 2 or 6 voxels wide among others (oneDNN): finite or not, it is wrong.
-    if kind == "cpu" and precision != "fp32":
-        raise UsageError(
-            f"loop.precision {precision}: needs a CUDA device; on the CPU torch's gradients of "
-            "half-precision convolutions are not reliable, so that it trains in fp32 alone"
-        )
-
-
-def _train(fabric, job: Job) -> dict[str, Any]:
+def train_here(fabric, job: Job) -> dict[str, Any]:
     """One process of a run; returns its Progress as plain values."""
     recipe, loop = job.recipe, job.recipe.loop
     if fabric.device.type == "cpu":
@@ -125,6 +82,9 @@ def _train(fabric, job: Job) -> dict[str, Any]:
     if progress.epoch:
         terminal.say(f"resumed after epoch {progress.epoch}")
     judged = average.module if average is not None else network
+    guide = _guide(job)
+    if first and not progress.epoch:
+        log.show_samples(batches.batch(1, 0, world=fabric.world_size))
 
     for epoch in range(progress.epoch + 1, loop.epochs + 1):
         if progress.stopped:
@@ -147,7 +107,7 @@ def _train(fabric, job: Job) -> dict[str, Any]:
         panels = []
         validated = epoch % loop.validate_every == 0 or epoch == loop.epochs
         if validated and job.val:
-            results = _validate(fabric, judged, job.val, recipe, loss)
+            results = _validate(fabric, judged, job.val, recipe, loss, terminal)
             row |= {f"val_{name}": v for name, v in summarise(results, recipe.spec).items()}
             panels = [result.panel for result in results if result.panel is not None]
         row["seconds"] = time.perf_counter() - started
@@ -155,7 +115,7 @@ def _train(fabric, job: Job) -> dict[str, Any]:
         progress.history.append(row)
         note = ""
         if validated or not job.val:
-            note = _judge(progress, recipe, row)
+            note = _judge(progress, recipe, row, guide)
         _adjust_rate(schedule, progress, recipe, judged=validated or not job.val)
         if first:
             job.run.keep(recipe, judged, row, best=progress.best_epoch == epoch)
@@ -194,10 +154,13 @@ def _train_epoch(
     network.train()
     accumulate, clip = recipe.optimiser.accumulate, recipe.optimiser.clip_norm
     rate = optimiser.param_groups[0]["lr"]
-    tally = _Tally(recipe, fabric.device)
-    source = batches.epoch(epoch, rank=fabric.global_rank, world=fabric.world_size)
+    tally = Tally(recipe.spec, fabric.device)
     waited, total = 0.0, -(-batches.steps_per_epoch // accumulate)
-    with terminal.steps(epoch, recipe.loop.epochs, total) as show:
+    with (
+        # Closed at once, not when the error's traceback goes: its thread would read on till then.
+        closing(batches.epoch(epoch, rank=fabric.global_rank, world=fabric.world_size)) as source,
+        terminal.steps(epoch, recipe.loop.epochs, total) as show,
+    ):
         for step in range(1, total + 1):
             before = time.perf_counter()
             group: list[Batch] = list(islice(source, accumulate))
@@ -211,7 +174,8 @@ def _train_epoch(
                     fabric.backward(value / len(group))
                 tally.add(value.detach(), logits.detach(), batch)
             if clip:
-                fabric.clip_gradients(network, optimiser, max_norm=clip)
+                # What is not finite shows below; of fp16 the scaler leaves out such a step.
+                fabric.clip_gradients(network, optimiser, max_norm=clip, error_if_nonfinite=False)
             optimiser.step()
             optimiser.zero_grad()
             progress.steps += 1
@@ -220,59 +184,26 @@ def _train_epoch(
             show(step, tally.running)
     for group in optimiser.param_groups:
         group["lr"] = rate
+    if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
+        raise FastmedError(
+            f"the weights became NaN or infinite in epoch {epoch}; the state of the epoch before "
+            "is kept: lower optimiser.learning_rate, or set optimiser.clip_norm"
+        )
     return tally.row(fabric) | {"data_seconds": waited}
 
 
-class _Tally:
-    """Adds up what an epoch's training batches say, without holding a graph."""
-
-    def __init__(self, recipe: Recipe, device: torch.device):
-        self._spec = recipe.spec
-        self._losses = torch.zeros(2, dtype=torch.float64, device=device)  # sum, number
-        classes = recipe.spec.num_classes
-        self._counts = torch.zeros(classes, 3, dtype=torch.int64, device=device)
-        self._right = torch.zeros(2, dtype=torch.int64, device=device)
-        self.running = math.nan
-
-    def add(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
-        value = float(loss)
-        if not math.isfinite(value):
-            raise FastmedError(
-                f"the loss became {value} on {', '.join(batch.names)}; the state of the last "
-                "epoch is kept: lower optimiser.learning_rate, or look at these cases"
-            )
-        self.running = value if math.isnan(self.running) else 0.95 * self.running + 0.05 * value
-        self._losses += torch.tensor([value, 1.0], dtype=torch.float64, device=loss.device)
-        said = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
-        target = batch.target
-        self._right += torch.stack([(said == target).sum(), torch.tensor(target.numel())])
-        if self._spec.task == "segmentation":
-            said, target = said.to(torch.uint8), target.to(torch.uint8)
-            self._counts += overlap_counts(said, target, len(self._counts)).sum(0)
-
-    def row(self, fabric) -> dict[str, Any]:
-        """Loss, accuracy and, of a segmentation, Dice and IoU over all voxels of the epoch."""
-        losses = fabric.all_reduce(self._losses, reduce_op="sum")
-        right = fabric.all_reduce(self._right, reduce_op="sum")
-        row = {"train_loss": float(losses[0] / losses[1])}
-        if self._spec.task == "segmentation":
-            counts = fabric.all_reduce(self._counts, reduce_op="sum")[1:].double().cpu()
-            both, said, true = counts.unbind(1)
-            seen = said + true > 0
-            if seen.any():
-                row["train_dice"] = float((2 * both / (said + true))[seen].mean())
-                row["train_iou"] = float((both / (said + true - both))[seen].mean())
-        return row | {"train_accuracy": float(right[0] / right[1])}
-
-
 def _validate(
-    fabric, network: nn.Module, cases: Sequence[StoredCase], recipe: Recipe, loss
+    fabric, network: nn.Module, cases: Sequence[StoredCase], recipe: Recipe, loss, terminal
 ) -> list[CaseResult]:
     """Validates in all processes, each its share; everyone gets all results in one order."""
     rank, world = fabric.global_rank, fabric.world_size
     mine = cases[rank::world]
     device = str(fabric.device)
-    results = run_cases(network, mine, recipe.spec, loss, device, panels=-(-_PANELS // world))
+    panels = -(-_PANELS // world)
+    with terminal.counted("validation", len(mine)) as progress:
+        results = run_cases(
+            network, mine, recipe.spec, loss, device, panels=panels, progress=progress
+        )
     if world == 1:
         return results
     shares: list[Any] = [None] * world
@@ -280,12 +211,22 @@ def _validate(
     return [shares[k % world][k // world] for k in range(len(cases))]
 
 
-def _judge(progress: Progress, recipe: Recipe, row: dict[str, Any]) -> str:
+def _guide(job: Job) -> tuple[str, int]:
+    """By which figure epochs are compared, and its better side; one for the whole run.
+
+    Dice is no guide where no validation case has a label: it exists only for epochs that are wrong.
+    """
+    if not any(case.case.has_truth for case in job.val):
+        return "train_loss", -1
+    if job.recipe.spec.task == "segmentation" and any(len(case.points) for case in job.val):
+        return "val_dice", 1
+    return "val_loss", -1
+
+
+def _judge(progress: Progress, recipe: Recipe, row: dict[str, Any], guide: tuple[str, int]) -> str:
     """Compares an epoch with the best one and decides on stopping; returns a remark on it."""
-    name, better = _GUIDE[recipe.spec.task]
-    score = row.get(f"val_{name}")
-    if score is None:  # without validation cases the training loss has to do
-        score, better = row["train_loss"], -1
+    name, better = guide
+    score = row[name]
     progress.score = better * score
     if progress.best_score is None or progress.score > progress.best_score:
         progress.best_score, progress.best_epoch = progress.score, row["epoch"]
@@ -314,8 +255,10 @@ def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe):
 
     chosen, epochs = recipe.optimiser, recipe.loop.epochs
     if chosen.schedule == "plateau":
+        # Any better score counts, as for early stopping. torch's default asks for a share of the
+        # best one more, which for scores below 0 (a loss turned round) takes worse for better.
         return lr_scheduler.ReduceLROnPlateau(
-            optimiser, mode="max", factor=chosen.factor, patience=chosen.patience
+            optimiser, mode="max", factor=chosen.factor, patience=chosen.patience, threshold=0.0
         )
     if chosen.schedule == "cosine":
         low = chosen.final_learning_rate

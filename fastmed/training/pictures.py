@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmed.training.batches import Batch
 from fastmed.writers.palette import label_color
 
 _CJK_FONTS = (
@@ -84,6 +85,23 @@ def panels_png(panels: Sequence[Panel], per_row: int = 4) -> bytes:
         axes.set_axis_off()
         axes.set_title(drawable(panel.caption), y=-0.14, fontsize=8)
     return _png(figure)
+
+
+def sample_panels(batch: Batch) -> list[Panel]:
+    """A panel per sample of a training batch: the slice with the most truth, else the middle."""
+    panels = []
+    images, targets = batch.image[:, 0].cpu().numpy(), batch.target.cpu().numpy()
+    for image, target, name in zip(images, targets, batch.names, strict=True):
+        image = image[None] if image.ndim == 2 else image
+        if target.ndim == 0:
+            caption = f"{name}: class {target}"
+            panels.append(Panel(image[len(image) // 2], None, None, caption))
+            continue
+        target = target[None] if target.ndim == 2 else target
+        per_slice = np.count_nonzero(target, axis=(1, 2))
+        z = int(per_slice.argmax()) if per_slice.any() else len(image) // 2
+        panels.append(Panel(image[z], target[z], None, name))
+    return panels
 
 
 def panel_image(panel: Panel) -> np.ndarray:

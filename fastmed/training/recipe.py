@@ -80,7 +80,7 @@ class Loop:
 
     batch_size: samples of one step over all devices together.
     precision: "fp32", "bf16" or "fp16" (mixed, with a gradient scaler; CUDA only).
-    patience: epochs without a better validation score before the run stops early; 0 never does.
+    patience: validations without a better score before the run stops early; 0 never does.
     ema: decay of a moving average of the weights, which is validated and kept in their place;
         0 does without.
     compile: whether torch.compile compiles the network.
@@ -107,6 +107,10 @@ class Loop:
         _one_of("loop.checkpoints", self.checkpoints, ("best", "last", "every"))
         _within("loop.ema", self.ema, 0, 1, open_high=True)
         _within("loop.cache_gb", self.cache_gb, 0, math.inf)
+        if len(self.shares) != 3 or not all(type(s) is float and 0 <= s <= 1 for s in self.shares):
+            raise ValueError(f"loop.shares {self.shares}: expected three numbers from 0 to 1")
+        if abs(sum(self.shares) - 1) > 1e-6 or not self.shares[0]:
+            raise ValueError(f"loop.shares {self.shares}: expected a sum of 1, and some to train")
         for name, low in (
             ("epochs", 1), ("batch_size", 1), ("patience", 0), ("validate_every", 1), ("seed", 0),
         ):  # fmt: skip

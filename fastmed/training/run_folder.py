@@ -11,9 +11,8 @@ from typing import Any
 from torch import nn
 
 from fastmed import bundle as bundles
-from fastmed.errors import FastmedError, UsageError
+from fastmed.errors import DataError, FastmedError, UsageError
 from fastmed.spec import Spec
-from fastmed.training.checkpoint import STATE_FILE
 from fastmed.training.recipe import Recipe, recipe_to_table
 from fastmed.writers.atomic import write_atomically
 
@@ -26,12 +25,28 @@ class RunFolder:
     """Where a run writes.
 
     path: holds recipe.toml, split.json, survey.txt, state.safetensors, metrics.csv, curves.png,
-        predictions.png, tensorboard/, checkpoints/, test.json, and the bundles best/ and last/.
+        samples.png, predictions.png, tensorboard/, checkpoints/, test.json, predictions/, and the
+        bundles best/ and last/.
     trained_on: what the bundles say they learnt from.
     """
 
     path: Path
     trained_on: str = ""
+
+    def begin(self, recipe: Recipe, texts: dict[str, str]) -> None:
+        """Makes the folder a run's: its recipe, and other texts by file name.
+
+        Raises DataError where a run that goes on has other texts: its data are no longer the same.
+        """
+        for name, text in texts.items():
+            place = self.path / name
+            if place.is_file() and place.read_text("utf-8") != text:
+                raise DataError(
+                    f"--resume: {place} differs from what the data say now: files were changed; "
+                    "bring the old data back, or train anew into another --output"
+                )
+        for name, text in ({RECIPE_FILE: _toml(recipe)} | texts).items():
+            write_atomically(self.path / name, [text.encode()])
 
     def keep(self, recipe: Recipe, network: nn.Module, row: dict[str, Any], *, best: bool) -> None:
         """Writes an epoch's bundles: last, best where it is, and the named ones that are kept."""
@@ -46,38 +61,41 @@ class RunFolder:
         name = checkpoint_name(row, spec.task)
         _write_whole(folder / name, spec, network)
         for other in folder.iterdir():
-            if kept != "every" and other.name != name:
-                shutil.rmtree(other)
+            # The same epoch under another name: it was repeated where sums have no fixed order.
+            is_repeated = other.name.split("_")[0] == name.split("_")[0]
+            if other.name != name and (kept != "every" or is_repeated):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def open_run(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
-    """Makes a run's folder, or opens the one that is to be resumed.
+    """Looks at the folder of a new run, or of the one that is to be resumed; writes no file.
 
     Raises UsageError where a new run would mix with what is there, or where a resumed run has
     another recipe; FastmedError where the disk refuses.
     """
-    there = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if there and not resume:
-        hint = "; --resume goes on with it" if (path / RECIPE_FILE).is_file() else ""
-        raise UsageError(f"--output {path}: not an empty folder; name a new one{hint}")
-    text = _toml(recipe)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {path}: is a file; name a folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FastmedError(f"{path}: cannot be made ({error.strerror or error})") from error
     written = path / RECIPE_FILE
-    if there and not written.is_file():
+    remnants = list(path.glob(".*.tmp"))  # of a run that was killed while it wrote
+    is_empty = not set(path.iterdir()) - set(remnants if resume else ())
+    if not is_empty and not resume:
+        hint = "; --resume goes on with it" if written.is_file() else ""
+        raise UsageError(f"--output {path}: not an empty folder; name a new one{hint}")
+    if not is_empty and not written.is_file():
         raise UsageError(f"--resume: {path} holds no {RECIPE_FILE}, so it is no run")
+    text = _toml(recipe)
     if written.is_file() and (before := written.read_text("utf-8")) != text:
         what = _first_difference(tomllib.loads(before), tomllib.loads(text))
         raise UsageError(f"--resume: {path} was begun with another recipe ({what}); give the same")
-    write_atomically(written, [text.encode()])
-    for left in [*path.glob(".*.tmp"), *path.glob("*/.*.tmp")]:
+    for left in [*remnants, *path.glob("*/.*.tmp")]:
         left.unlink(missing_ok=True)
     for left in path.glob("checkpoints/.*.partial"):
         shutil.rmtree(left, ignore_errors=True)
     return RunFolder(path)
-
-
-def has_state(path: Path) -> bool:
-    """Whether a run has come far enough to be resumed."""
-    return (path / STATE_FILE).is_file()
 
 
 def checkpoint_name(row: dict[str, Any], task: str) -> str:

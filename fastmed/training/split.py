@@ -26,8 +26,11 @@ class Split:
 
     def write(self, path: str | Path) -> None:
         """Writes JSON, whole or not at all."""
-        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
-        write_atomically(path, [text.encode() + b"\n"])
+        write_atomically(path, [self.text().encode()])
+
+    def text(self) -> str:
+        """What `write` writes."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def read(cls, path: str | Path, cases: Sequence[Case]) -> Split:

@@ -36,6 +36,14 @@ class Terminal:
             task = bar.add_task("", total=total, epoch=f"{epoch}/{epochs}", loss="-")
             yield lambda step, loss: bar.update(task, completed=step, loss=f"{loss:.4f}")
 
+    @contextmanager
+    def counted(self, what: str, total: int) -> Iterator[Any]:
+        """Opens a bar; yields what to call with the number that is done."""
+        live = self._console.is_terminal and not self._quiet
+        with Progress(console=self._console, transient=True, disable=not live) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+
     def tracked(self, things: Iterable[Any], what: str, total: int) -> Iterator[Any]:
         """The things as they come, behind a bar."""
         live = self._console.is_terminal and not self._quiet

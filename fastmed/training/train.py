@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from fastmed import bundle as bundles
-from fastmed import losses
-from fastmed.errors import UsageError
 from fastmed.training import balance, layouts
 from fastmed.training.cache import Cache
 from fastmed.training.cases import Case
-from fastmed.training.loop import Job, launch
-from fastmed.training.pictures import calibration_png
+from fastmed.training.final_test import final_test
+from fastmed.training.loop import Job
+from fastmed.training.processes import choose_devices, launch
 from fastmed.training.recipe import Recipe, read_recipe
+from fastmed.training.rehearsal import rehearse
 from fastmed.training.run_folder import SPLIT_FILE, open_run
 from fastmed.training.split import Split, split
 from fastmed.training.stored_case import StoredCase
 from fastmed.training.survey import Survey, survey
 from fastmed.training.terminal import Terminal
-from fastmed.training.validate import CaseResult, classify, run_cases, summarise
-from fastmed.writers.atomic import write_atomically
 
 _READERS = min(4, os.cpu_count() or 1)
 
@@ -78,27 +69,29 @@ def train(
     Raises UsageError for a wrong argument, DataError naming every case that is wrong, and
     FastmedError where the disk refuses; the state of the last epoch is kept then.
     """
-    if devices < 1:
-        raise UsageError(f"--devices {devices}: expected at least 1")
     chosen = read_recipe(recipe, settings)
+    kind, which = choose_devices(chosen, devices=devices, device=device)
+    parameters = rehearse(chosen, batch_size=chosen.loop.batch_size // devices)
     target = Path(output) if output is not None else Path("fastmed-runs") / Path(recipe).stem
     run = open_run(target, chosen, resume=resume)
     terminal = Terminal(quiet=quiet)
+    if device == "auto" and kind == "cpu":
+        terminal.say("no CUDA device: training runs on the CPU")
+    terminal.say(f"{chosen.spec.network.name}: {parameters:,} parameters")
     cases = layouts.discover(Path(data), chosen.spec)
     found = survey(cases, chosen.spec, chosen.values)
-    write_atomically(target / "survey.txt", [f"{found}\n".encode()])
     terminal.say(str(found))
     parts = _split(target / SPLIT_FILE, cases, found, chosen)
+    stored = _store(cases, parts, chosen, terminal)
+    # From here on the folder is a run's: until the data proved right, nothing was written to it.
+    run.begin(chosen, {SPLIT_FILE: parts.text(), "survey.txt": f"{found}\n"})
     terminal.say(
         f"{len(parts.train)} cases to train, {len(parts.val)} to validate, "
         f"{len(parts.test)} to test, by patient; {target / SPLIT_FILE}"
     )
-    stored = _store(cases, parts, chosen, terminal)
     loss_name, weights, reason = _loss(stored["train"], chosen)
     if reason:
         terminal.say(reason)
-    if device == "auto" and not torch.cuda.is_available():
-        terminal.say("no CUDA device: training runs on the CPU")
     trained_on = (
         f"{len(parts.train)} cases of {Path(os.path.abspath(data)).name}, recipe {chosen.spec.name}"
     )
@@ -112,7 +105,8 @@ def train(
         quiet=quiet,
     )
     progress = launch(job, devices=devices, device=device)
-    scores = _test(target, chosen, stored["test"], job, progress.best_epoch, terminal)
+    tester = f"cuda:{which[0] if isinstance(which, list) else 0}" if kind == "cuda" else "cpu"
+    scores = final_test(job, stored["test"], progress.best_epoch, tester, terminal)
     terminal.say(
         f"best epoch {progress.best_epoch}: fastmed infer --model {target / 'best'} --input ..."
     )
@@ -120,12 +114,10 @@ def train(
 
 
 def _split(path: Path, cases: Sequence[Case], found: Survey, recipe: Recipe) -> Split:
-    """The split of an earlier start where there is one, else a new one, written at once."""
+    """The split of an earlier start where there is one, else a new one."""
     if path.is_file():
         return Split.read(path, cases)
-    made = split(cases, shares=recipe.loop.shares, seed=recipe.loop.seed, strata=found.strata())
-    made.write(path)
-    return made
+    return split(cases, shares=recipe.loop.shares, seed=recipe.loop.seed, strata=found.strata())
 
 
 def _store(
@@ -154,8 +146,6 @@ def _loss(cases: Sequence[StoredCase], recipe: Recipe) -> tuple[str, tuple[float
     """The loss's name, the weights of the classes, and a sentence where it was chosen here."""
     name, reason, method = recipe.loss.name, "", recipe.loss.class_weights
     if recipe.spec.task != "classification":
-        if name == "auto" or method != "none":
-            raise UsageError("loss.name auto and loss.class_weights are for classifications")
         return name, None, ""
     targets = [case.case.target for case in cases]
     classes = (recipe.spec.negative, *(label.name for label in recipe.spec.labels))
@@ -169,59 +159,3 @@ def _loss(cases: Sequence[StoredCase], recipe: Recipe) -> tuple[str, tuple[float
     counts = [targets.count(k) for k in range(len(classes))]
     weights = balance.class_weights(counts, method, beta=recipe.loss.beta, class_names=classes)
     return name, tuple(float(w) for w in weights), reason
-
-
-def _test(
-    target: Path,
-    recipe: Recipe,
-    cases: Sequence[StoredCase],
-    job: Job,
-    best_epoch: int,
-    terminal: Terminal,
-) -> dict[str, float | None]:
-    """Judges the best bundle on the held-out patients: test.json, test.csv, predictions.csv."""
-    if not cases:
-        terminal.say("no test cases: nothing was held out")
-        return {}
-    network = bundles.read(target / "best").network()
-    weights = None if job.class_weights is None else torch.tensor(job.class_weights)
-    classes = recipe.spec.num_classes
-    loss = losses.build(job.loss_name, num_classes=classes, class_weights=weights)
-    results = run_cases(network, cases, recipe.spec, loss, "cpu")
-    scores = summarise(results, recipe.spec)
-    facts: dict[str, Any] = {"best_epoch": best_epoch, "cases": len(results), "mean": scores}
-    if recipe.spec.task == "classification":
-        write_atomically(target / "predictions.csv", [_predictions(results, recipe).encode()])
-        if (judged := classify(results, bootstraps=1000)) is not None:
-            facts["classification"] = asdict(judged)
-            picture = calibration_png(
-                [(b.probability, b.share, b.scans) for b in judged.calibration],
-                judged.calibration_error,
-            )
-            write_atomically(target / "calibration.png", [picture])
-    per_case = [_row(result, recipe) for result in results]
-    facts["per_case"] = per_case
-    write_atomically(target / "test.json", [json.dumps(facts, indent=2, default=list).encode()])
-    terminal.table(
-        f"Test, {len(results)} cases held out, weights of epoch {best_epoch}",
-        ("score", "value"),
-        scores.items(),
-    )
-    return scores
-
-
-def _row(result: CaseResult, recipe: Recipe) -> dict[str, Any]:
-    scores = summarise([result], recipe.spec) if result.counts is not None else {}
-    return {"name": result.name, "patient": result.patient, "loss": result.loss, **scores}
-
-
-def _predictions(results: Sequence[CaseResult], recipe: Recipe) -> str:
-    """predictions.csv: a row per scan, its class and a probability per class."""
-    names = [recipe.spec.negative, *(label.name for label in recipe.spec.labels)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "patient", "target", *(f"p_{name}" for name in names)])
-    for result in results:
-        target = "" if result.target is None else result.target
-        writer.writerow([result.name, result.patient, target, *result.probabilities])
-    return text.getvalue()

@@ -49,11 +49,13 @@ def run_cases(
     *,
     panels: int = 0,
     progress: Callable[[int], None] = lambda done: None,
+    keep: Callable[[StoredCase, Findings], None] = lambda case, findings: None,
 ) -> list[CaseResult]:
     """Runs a network over whole scans in eval mode, without gradients.
 
     loss: as in training, taken here over each whole grid. panels: how many of the first cases
-    bring a picture. The network is in the mode afterwards that it was in before.
+    bring a picture. keep: is given what was found in each case. The network is in the mode
+    afterwards that it was in before.
     """
     was_training = network.training
     network.eval()
@@ -63,7 +65,7 @@ def run_cases(
             model = Model(spec, NetworkEngine(network, spec, device))
             results = []
             for number, case in enumerate(cases):
-                results.append(run(model, case, spec, loss, number < panels))
+                results.append(run(model, case, spec, loss, number < panels, keep))
                 progress(number + 1)
             return results
     finally:
@@ -106,10 +108,13 @@ def classify(results: Sequence[CaseResult], bootstraps: int = 0) -> Classificati
     )
 
 
-def _segment(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool) -> CaseResult:
+def _segment(
+    model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, keep
+) -> CaseResult:
     volume = case.volume()
     logits, grid = model.see(volume)
     findings = model.decode(logits, grid, volume)
+    keep(case, findings)
     counts = value = None
     if case.labels is not None:
         truth = np.array(case.labels)
@@ -120,10 +125,13 @@ def _segment(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool)
     return CaseResult(case.case.name, case.case.patient, value, counts, panel=panel)
 
 
-def _classify(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool) -> CaseResult:
+def _classify(
+    model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, keep
+) -> CaseResult:
     volume = case.volume()
     logits, grid = model.see(volume)
     findings = model.decode(logits, grid, volume)
+    keep(case, findings)
     target = case.case.target
     value = None
     if target is not None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,28 @@ from training_runs import TINY, balls
 SETTINGS = (*TINY, "loop.epochs=6", "loop.ema=0.9", "loop.checkpoints=every")
 
 
-def start(data, output, cache, *more: str) -> subprocess.Popen:
+# Kills itself where its n-th file of a run would take its place.
+COUNTED = """
+import os, signal, sys
+left = int(sys.argv.pop(1))
+real = os.replace
+def replace(source, target):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+os.replace = replace
+from fastmed import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def start(data, output, cache, *more: str, kill_at_write: int = 0) -> subprocess.Popen:
     command = (
-        sys.executable, "-m", "fastmed.cli", "train", "liver-unet3d", "--data", str(data),
-        "--output", str(output), "--device", "cpu", "--quiet", "--set", *SETTINGS,
+        sys.executable, "-c", COUNTED, str(kill_at_write), "train", "liver-unet3d",
+        "--data", str(data), "--output", str(output), "--device", "cpu", "--quiet",
+        "--set", *SETTINGS,
     )  # fmt: skip
     environment = os.environ | {"FASTMED_CACHE": str(cache)}
     return subprocess.Popen([*command, *more], env=environment, stderr=subprocess.PIPE, text=True)
@@ -36,15 +55,22 @@ def kill_and_compare(tmp_path, kills: int) -> None:
     finish(start(data, tmp_path / "unbroken", cache))
     whole = time.monotonic() - began
     moments = random.Random(5)
-    landed = 0
-    for _ in range(kills):
+    while kills:
         process = start(data, tmp_path / "killed", cache, "--resume")
         time.sleep(moments.uniform(0.3, 0.95) * whole)
-        landed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert landed >= kills / 2
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills -= 1
+        else:  # it came to its end before: another run takes the kills that are left
+            finish(process)
+            shutil.rmtree(tmp_path / "killed")
+            whole *= 0.9
     finish(start(data, tmp_path / "killed", cache, "--resume"))
+    compare(tmp_path)
+
+
+def compare(tmp_path) -> None:
     for which in ("best", "last"):
         one, other = (
             load_file(tmp_path / run / which / "weights.safetensors")
@@ -56,6 +82,19 @@ def kill_and_compare(tmp_path, kills: int) -> None:
         for run in ("unbroken", "killed")
     )
     assert unbroken == killed
+
+
+def test_a_run_killed_between_any_two_files_resumes_to_the_same_weights(tmp_path):
+    data, cache = balls(tmp_path / "data"), tmp_path / "cache"
+    finish(start(data, tmp_path / "unbroken", cache))
+    # 3 files begin a run, 1 shows samples; an epoch has its bundles' (4 to 6), pictures and state.
+    for write in (1, 2, 6, 9, 11, 13, 14, 15):
+        process = start(data, tmp_path / "killed", cache, "--resume", kill_at_write=write)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, write
+    finish(start(data, tmp_path / "killed", cache, "--resume"))
+    compare(tmp_path)
+    assert not list((tmp_path / "killed").rglob(".*"))
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):

@@ -4,16 +4,22 @@ import csv
 import json
 import math
 import re
+import threading
+from dataclasses import replace
 
+import lightning_fabric
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from training_runs import TINY, balls, first_moments
 
 import fastmed
 from fastmed import bundle, models
 from fastmed.errors import FastmedError, UsageError
-from fastmed.training import loop, memory
+from fastmed.training import loop, memory, processes
+from fastmed.training.recipe import read_recipe
+from fastmed.training.run_folder import RunFolder
 from fastmed.training.train import TrainingRun
 
 
@@ -131,7 +137,7 @@ def test_a_resumed_run_keeps_its_recipe_and_a_new_one_needs_a_new_folder(train):
 
 
 SCHEDULES = {
-    "none": ((), (1e-3, 1e-3, 1e-3)),
+    "none": (("optimiser.learning_rate=2e-3",), (2e-3, 2e-3, 2e-3)),
     "step": (("optimiser.step_epochs=1", "optimiser.factor=0.1"), (1e-3, 1e-4, 1e-5)),
     "cosine": (("optimiser.final_learning_rate=0.0",), (1e-3, 7.5e-4, 2.5e-4)),
 }
@@ -157,6 +163,15 @@ def test_a_plateau_lowers_the_learning_rate_and_then_stops_the_run(train, monkey
     )
     assert run.epochs == 5
     assert run.best_epoch == 1
+
+
+def test_a_loss_that_stands_still_is_a_plateau_too(train, monkeypatch):
+    monkeypatch.setattr(loop.Tally, "row", lambda self, fabric: {"train_loss": 0.7})
+    run = train(
+        "optimiser.schedule=plateau", "optimiser.patience=1", "optimiser.factor=0.1",
+        "loop.shares=[1,0,0]", "loop.epochs=4",
+    )  # fmt: skip
+    assert [float(r["learning_rate"]) for r in rows(run)] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4])
 
 
 def test_without_patience_a_run_never_stops_early(train, monkeypatch):
@@ -228,7 +243,7 @@ def test_compile_compiles_the_network(train, monkeypatch):
 )
 def test_precision_is_that_of_the_networks_arithmetic(train, monkeypatch, precision, dtype):
     seen = set()
-    monkeypatch.setattr(loop, "_check_precision", lambda kind, precision: None)
+    monkeypatch.setattr(processes, "_check_precision", lambda kind, precision: None)
     monkeypatch.setattr(torch.nn.Conv3d, "forward", spied(torch.nn.Conv3d.forward, seen))
     train(
         f"loop.precision={precision}", "loop.epochs=1", "loop.shares=[1,0,0]",
@@ -268,6 +283,110 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_cases(train, monk
     monkeypatch.setattr(loop.losses, "build", lambda *a, **k: Broken())
     with pytest.raises(FastmedError, match=r"the loss became nan on case-\d\d, case-\d\d"):
         train()
+
+
+def test_weights_that_are_not_finite_are_never_kept(train, monkeypatch):
+    class Steep(torch.nn.Module):  # the loss is finite, its gradient is not
+        def forward(self, logits, target):
+            return (logits.sum() * 0).sqrt()
+
+    monkeypatch.setattr(loop.losses, "build", lambda *a, **k: Steep())
+    with pytest.raises(FastmedError, match=r"the weights became NaN or infinite in epoch 1"):
+        train("loop.shares=[1,0,0]", "loop.epochs=1", "sampling.samples_per_case=1",
+              "loop.batch_size=8", "optimiser.clip_norm=0")  # fmt: skip
+
+
+def test_gradients_that_overflow_are_not_the_end_of_a_run_that_clips(train, monkeypatch):
+    asked = []
+    real = lightning_fabric.Fabric.clip_gradients
+
+    def watched(self, *arguments, **options):
+        asked.append(options["error_if_nonfinite"])
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(lightning_fabric.Fabric, "clip_gradients", watched)
+    train("loop.epochs=1")
+    assert set(asked) == {False}, "fp16's first steps overflow until its scale has come down"
+
+
+def test_the_thread_that_reads_ahead_ends_with_the_training(train, monkeypatch):
+    def broken(self, *arguments):
+        raise FastmedError("broken")
+
+    monkeypatch.setattr(loop.Tally, "add", broken)
+    with pytest.raises(FastmedError, match="broken") as held:
+        train("loop.epochs=1", "sampling.samples_per_case=8")
+    names = [thread.name for thread in threading.enumerate()]
+    assert "fastmed-batches" not in names, held  # also while the error is held
+
+
+def test_epochs_are_compared_by_the_loss_where_no_validation_case_has_a_label(train, monkeypatch):
+    real = loop.summarise
+    dice = iter((None, 0.0, None))  # it exists only in the epoch that found what is not there
+    monkeypatch.setattr(
+        loop, "summarise",
+        lambda results, spec: real(results, spec) | {"dice": next(dice)},
+    )  # fmt: skip
+    monkeypatch.setattr(loop, "_guide", emptied(loop._guide))
+    run = train("loop.epochs=3", "optimiser.learning_rate=5e-3")
+    losses = [float(row["val_loss"]) for row in rows(run)]
+    assert run.best_epoch == 1 + losses.index(min(losses))
+
+
+def emptied(guide):
+    """The guide of a run whose validation cases hold no label."""
+    return lambda job: guide(
+        replace(job, val=tuple(replace(c, points=c.points[:0]) for c in job.val))
+    )
+
+
+def test_a_compiled_network_trains_and_its_bundle_is_a_plain_one(train):
+    run = train("loop.epochs=1", "loop.compile=true", "loop.ema=0.5", "sampling.samples_per_case=1")
+    plain = models.build("unet3d", in_channels=1, num_classes=2, base_channels=8).state_dict()
+    assert weights(run).keys() == plain.keys()
+    assert not any("_orig_mod" in name for name in load_file(run.path / "state.safetensors"))
+    again = train(
+        "loop.epochs=1", "loop.compile=true", "loop.ema=0.5", "sampling.samples_per_case=1",
+        resume=True,
+    )  # fmt: skip
+    assert same(run, again)
+
+
+def test_what_the_network_is_given_is_drawn_before_the_first_epoch(train, monkeypatch, tmp_path):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_train_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert Image.open(tmp_path / "run" / "samples.png").size[0] > 100
+
+
+def test_an_epoch_that_was_repeated_keeps_one_name(tmp_path):
+    network = models.build("unet3d", in_channels=1, num_classes=2, base_channels=8)
+    recipe = read_recipe("liver-unet3d", ["loop.checkpoints=every", *TINY])
+    folder = RunFolder(tmp_path)
+    for epoch, iou in ((1, 0.25), (2, 0.5), (2, 0.625)):
+        folder.keep(recipe, network, {"epoch": epoch, "train_iou": iou}, best=True)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["1_train_iou_0.250", "2_train_iou_0.625"]
+
+
+def test_a_run_killed_while_it_wrote_its_first_file_can_be_resumed(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".recipe.toml.0123456789ab.tmp").write_text("half")
+    assert train("loop.epochs=1", resume=True).epochs == 1
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_folder_that_is_no_run_stays_as_it_is(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in (".mine.tmp", "thesis.txt"):
+        (tmp_path / "run" / name).write_text("mine")
+    for resume, words in ((False, "not an empty folder"), (True, "holds no recipe.toml")):
+        with pytest.raises(UsageError, match=words):
+            train(resume=resume)
+    assert len(list((tmp_path / "run").iterdir())) == 2
 
 
 def test_validation_neither_trains_nor_leaves_eval_mode(train, monkeypatch):

@@ -4,11 +4,20 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastmed.training import pictures
+from fastmed.training.batches import Batch
 from fastmed.training.logbook import Logbook, metrics_csv
-from fastmed.training.pictures import Panel, curves_png, drawable, panel_image, panels_png
+from fastmed.training.pictures import (
+    Panel,
+    curves_png,
+    drawable,
+    panel_image,
+    panels_png,
+    sample_panels,
+)
 
 HISTORY = [
     {"epoch": 1, "learning_rate": 1e-3, "train_loss": 0.9, "val_loss": None, "val_dice": None},
@@ -44,6 +53,27 @@ def test_captions_of_any_script_are_drawn_or_spelled_out():
     assert text == ("肝脏 liver" if fonts else "U+809D U+810F  liver")
     panels = [Panel(np.zeros((4, 4)), None, None, "肝脏")] * 5
     assert Image.open(io.BytesIO(panels_png(panels))).size[1] > 400
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
+def test_any_number_of_panels_of_any_sizes_is_one_picture(count):
+    sizes = [(1, 1), (7, 300), (300, 7), (33, 65)]
+    panels = [Panel(np.zeros(sizes[n % 4]), None, None, str(n)) for n in range(count)]
+    width, height = Image.open(io.BytesIO(panels_png(panels))).size
+    assert (width, height) == (280 * min(count, 4), 310 * -(-count // 4))
+
+
+def test_a_sample_sheet_shows_the_slice_with_the_most_truth():
+    target = torch.zeros(2, 4, 6, 6, dtype=torch.uint8)
+    target[0, 3, :2] = 1
+    image = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(2, 1, 4, 6, 6) / 4
+    first, second = sample_panels(Batch(image, target, ("a", "b")))
+    assert (first.image == 0.75).all()
+    assert first.truth.sum() == 12
+    assert (second.image == 0.5).all(), "the middle one where there is none"
+    (scan,) = sample_panels(Batch(image[:1], torch.tensor([1]), ("a",)))
+    assert scan.truth is None
+    assert scan.caption == "a: class 1"
 
 
 @pytest.mark.filterwarnings("error:Glyph")

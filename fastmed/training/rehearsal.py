@@ -1,0 +1,79 @@
+"""Rehearsal: what a recipe names is built and run without data, before any scan is read."""
+
+from __future__ import annotations
+
+import torch
+
+from fastmed import losses, models
+from fastmed.errors import UsageError
+from fastmed.training.recipe import Recipe
+
+_UNKNOWN_SIZE_ZYX = (64, 64, 64)  # of a classification whose grid depends on the scan
+
+
+def rehearse(recipe: Recipe, *, batch_size: int) -> int:
+    """Tries a recipe's network, loss and sampling; returns the network's number of parameters.
+
+    batch_size: of one process. The network runs on torch's meta device: shapes, no numbers.
+
+    Raises UsageError that names the table of the recipe that is wrong: an unknown name or
+    argument, logits that are not the labels', a patch that the network cannot take.
+    """
+    spec = recipe.spec
+    try:
+        recipe.sampling.check_fits(spec)
+    except ValueError as error:
+        raise UsageError(f"recipe {spec.name}: [sampling] {error}") from error
+    _check_loss(recipe)
+    try:
+        with torch.device("meta"):
+            network = models.build(spec.network.name, **spec.network.arguments)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise UsageError(f"recipe {spec.name}: [network] {_first_line(error)}") from error
+    tile = spec.tile_zyx or spec.size_zyx or _UNKNOWN_SIZE_ZYX
+    channels = spec.network.arguments.get("in_channels", 1)
+    for size, batch, trains in ((recipe.sampling.patch_zyx or tile, batch_size, True),
+                                (tile, 1, False)):  # fmt: skip
+        space = size if spec.dimensions == 3 else size[1:]
+        try:
+            image = torch.empty(batch, channels, *space, device="meta")
+            logits = network.train(trains)(image)
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"recipe {spec.name}: {spec.network.name} cannot take {batch} of {tuple(space)} "
+                f"voxels ({_first_line(error)}); change tiles.size_zyx, sampling.patch_zyx, "
+                "grid.size_zyx or loop.batch_size"
+            ) from error
+        _check_logits(recipe, logits, space if spec.task == "segmentation" else ())
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _check_loss(recipe: Recipe) -> None:
+    spec, loss = recipe.spec, recipe.loss
+    if spec.task != "classification" and (loss.name == "auto" or loss.class_weights != "none"):
+        raise UsageError("loss.name auto and loss.class_weights are for classifications")
+    if loss.name == "auto":
+        return
+    try:
+        losses.build(loss.name, num_classes=spec.num_classes)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"recipe {spec.name}: [loss] {error}") from error
+
+
+def _check_logits(recipe: Recipe, logits: torch.Tensor, space: tuple[int, ...]) -> None:
+    spec = recipe.spec
+    allowed = {spec.num_classes}
+    if spec.task == "segmentation" and spec.num_classes == 2:
+        allowed.add(1)
+    if logits.shape[1] in allowed and tuple(logits.shape[2:]) == tuple(space):
+        return
+    first = spec.negative if spec.task == "classification" else "the background"
+    raise UsageError(
+        f"recipe {spec.name}: {spec.network.name} returns logits {list(logits.shape)}; expected "
+        f"{' or '.join(map(str, sorted(allowed)))} classes, {len(spec.labels)} labels and {first}: "
+        "set network.num_classes, and a network of the task"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,57 @@
+"""Tally: what the training batches of an epoch say, added up on their device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmed.errors import FastmedError
+from fastmed.ops import overlap_counts
+from fastmed.spec import Spec
+from fastmed.training.batches import Batch
+
+
+class Tally:
+    """Adds up what an epoch's training batches say, without holding a graph."""
+
+    def __init__(self, spec: Spec, device: torch.device | str):
+        self._spec = spec
+        self._losses = torch.zeros(2, dtype=torch.float64, device=device)  # sum, number
+        classes = spec.num_classes
+        self._counts = torch.zeros(classes, 3, dtype=torch.int64, device=device)
+        self._right = torch.zeros(2, dtype=torch.int64, device=device)  # and how many there are
+        self.running = math.nan
+
+    def add(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
+        value = float(loss)
+        if not math.isfinite(value):
+            raise FastmedError(
+                f"the loss became {value} on {', '.join(batch.names)}; the state of the last "
+                "epoch is kept: lower optimiser.learning_rate, or look at these cases"
+            )
+        self.running = value if math.isnan(self.running) else 0.95 * self.running + 0.05 * value
+        self._losses += torch.tensor([value, 1.0], dtype=torch.float64, device=loss.device)
+        said = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
+        target = batch.target
+        self._right[0] += (said == target).sum()
+        self._right[1] += target.numel()
+        if self._spec.task == "segmentation":
+            said, target = said.to(torch.uint8), target.to(torch.uint8)
+            self._counts += overlap_counts(said, target, len(self._counts)).sum(0)
+
+    def row(self, fabric) -> dict[str, Any]:
+        """Loss, accuracy and, of a segmentation, Dice and IoU over all voxels of the epoch."""
+        losses = fabric.all_reduce(self._losses, reduce_op="sum")
+        right = fabric.all_reduce(self._right, reduce_op="sum")
+        row = {"train_loss": float(losses[0] / losses[1])}
+        if self._spec.task == "segmentation":
+            counts = fabric.all_reduce(self._counts, reduce_op="sum")[1:].double().cpu()
+            both, said, true = counts.unbind(1)
+            seen = said + true > 0
+            if seen.any():
+                row["train_dice"] = float((2 * both / (said + true))[seen].mean())
+                row["train_iou"] = float((both / (said + true - both))[seen].mean())
+        return row | {"train_accuracy": float(right[0] / right[1])}
