@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from fastmed.training.pictures import Panel, curves_png, panel_image, panels_png
 from fastmed.writers.atomic import write_atomically
 
 _BOARD_PICTURES = 4
+_REDRAW_SECONDS = 10.0  # drawing takes one: epochs of a second would wait for their curves
 
 
 class Logbook:
@@ -29,6 +31,8 @@ class Logbook:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
+        self._drawn = -math.inf
+        self._undrawn: tuple[Sequence[dict[str, Any]], Sequence[Panel]] | None = None
         with _named(run / "tensorboard"):
             self._board = SummaryWriter(run / "tensorboard", purge_step=first_epoch)
 
@@ -37,12 +41,17 @@ class Logbook:
         write_atomically(self._run / "samples.png", [panels_png(sample_panels(batch))])
 
     def record(self, history: Sequence[dict[str, Any]], panels: Sequence[Panel]) -> None:
-        """Writes all rows of `history` anew, and its last one to TensorBoard."""
+        """Writes all rows of `history` anew, and its last one to TensorBoard.
+
+        Pictures of epochs that follow each other within ten seconds wait for the next, or for
+        `close`.
+        """
         row = history[-1]
         write_atomically(self._run / "metrics.csv", [metrics_csv(history).encode()])
-        write_atomically(self._run / "curves.png", [curves_png(history)])
-        if panels:
-            write_atomically(self._run / "predictions.png", [panels_png(panels)])
+        known = self._undrawn[1] if self._undrawn else ()
+        self._undrawn = (history, panels or known)
+        if time.monotonic() - self._drawn > _REDRAW_SECONDS:
+            self._draw()
         with _named(self._run / "tensorboard"):
             for name, value in row.items():
                 if name != "epoch" and value is not None and math.isfinite(value):
@@ -53,7 +62,17 @@ class Logbook:
             self._board.flush()
 
     def close(self) -> None:
+        self._draw()
         self._board.close()
+
+    def _draw(self) -> None:
+        if self._undrawn is None:
+            return
+        history, panels = self._undrawn
+        write_atomically(self._run / "curves.png", [curves_png(history)])
+        if panels:
+            write_atomically(self._run / "predictions.png", [panels_png(panels)])
+        self._undrawn, self._drawn = None, time.monotonic()
 
 
 @contextmanager

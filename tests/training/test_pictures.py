@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastmed.training import pictures
+from fastmed.training import logbook, pictures
 from fastmed.training.batches import Batch
 from fastmed.training.logbook import Logbook, metrics_csv
 from fastmed.training.pictures import (
@@ -104,3 +104,20 @@ def test_tensorboard_holds_each_epoch_once_after_a_resume(tmp_path):
     ]  # fmt: skip
     assert board.Tags()["images"] == ["sample/0"]
     assert [e.step for e in board.Scalars("learning_rate")] == [1, 2]
+
+
+def test_pictures_of_quick_epochs_wait_for_the_end(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(logbook, "curves_png", lambda history: drawn.append(len(history)) or b"")
+    book = Logbook(tmp_path, 1)
+    for end in (1, 2):
+        book.record(HISTORY[:end], [])
+    assert drawn == [1]
+    book.close()
+    assert drawn == [1, 2]
+    slow = Logbook(tmp_path, 1)
+    monkeypatch.setattr(logbook, "_REDRAW_SECONDS", -1.0)
+    for end in (1, 2):
+        slow.record(HISTORY[:end], [])
+    slow.close()
+    assert drawn == [1, 2, 1, 2]
