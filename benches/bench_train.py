@@ -33,6 +33,7 @@ from fastmed.training.batches import Sampling, TrainingSet
 from fastmed.training.cache import Cache
 from fastmed.training.layouts import discover
 from fastmed.training.recipe import read_recipe
+from fastmed.training.tally import likeliest
 
 HERE = Path(__file__).parent
 CORES, SCANS, BATCH = 2, 4, 2
@@ -86,7 +87,7 @@ class Fastmed:
         made = time.perf_counter()
         self._loss(logits, batch.target).backward()
         lost = time.perf_counter()
-        overlap_counts(logits.detach().argmax(1).to(torch.uint8), batch.target.to(torch.uint8), 2)
+        overlap_counts(likeliest(logits.detach()), batch.target.to(torch.uint8), 2)
         return _parts(started, data, made, lost, time.perf_counter())
 
     def loss_memory_mb(self) -> float:

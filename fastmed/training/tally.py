@@ -34,7 +34,7 @@ class Tally:
             )
         self.running = value if math.isnan(self.running) else 0.95 * self.running + 0.05 * value
         self._losses += torch.tensor([value, 1.0], dtype=torch.float64, device=loss.device)
-        said = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
+        said = likeliest(logits)
         target = batch.target
         self._right[0] += (said == target).sum()
         self._right[1] += target.numel()
@@ -55,3 +55,19 @@ class Tally:
                 row["train_dice"] = float((2 * both / (said + true))[seen].mean())
                 row["train_iou"] = float((both / (said + true - both))[seen].mean())
         return row | {"train_accuracy": float(right[0] / right[1])}
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The class of each voxel or sample, ties to the lowest; logits [B, K, ...], finite.
+
+    K == 1 is a sigmoid. Comparing class after class takes a fraction of the time of torch's argmax
+    along the classes, whose values lie far apart in memory.
+    """
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0).to(torch.uint8)
+    best = logits[:, 0]
+    said = torch.zeros_like(best, dtype=torch.uint8 if logits.shape[1] <= 256 else torch.int16)
+    for k in range(1, logits.shape[1]):
+        said.masked_fill_(logits[:, k] > best, k)
+        best = torch.maximum(best, logits[:, k])
+    return said
