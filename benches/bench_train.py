@@ -87,7 +87,7 @@ class Fastmed:
         made = time.perf_counter()
         self._loss(logits, batch.target).backward()
         lost = time.perf_counter()
-        overlap_counts(likeliest(logits.detach()), batch.target.to(torch.uint8), 2)
+        overlap_counts(likeliest(logits.detach()), batch.target, 2)
         return _parts(started, data, made, lost, time.perf_counter())
 
     def loss_memory_mb(self) -> float:

@@ -32,7 +32,7 @@ _PANELS = 8
 class Job:
     """What every process of a run is given.
 
-    weights: of the classes, for the loss; None where they are alike.
+    loss_name: as `fastmed.losses` knows it, never "auto". class_weights: for it; None where alike.
     """
 
     recipe: Recipe

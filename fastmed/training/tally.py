@@ -39,7 +39,6 @@ class Tally:
         self._right[0] += (said == target).sum()
         self._right[1] += target.numel()
         if self._spec.task == "segmentation":
-            said, target = said.to(torch.uint8), target.to(torch.uint8)
             self._counts += overlap_counts(said, target, len(self._counts)).sum(0)
 
     def row(self, fabric) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from fastmed.errors import FastmedError, UsageError
 from fastmed.training import loop, memory, processes
 from fastmed.training.recipe import read_recipe
 from fastmed.training.run_folder import RunFolder
-from fastmed.training.tally import likeliest
 from fastmed.training.train import TrainingRun
 
 
@@ -468,11 +467,3 @@ def watching(train_epoch, monkeypatch, look):
 def distance(one: TrainingRun, other: TrainingRun) -> float:
     a, b = weights(one), weights(other)
     return max(float((a[name] - b[name]).abs().max()) for name in a)
-
-
-@pytest.mark.parametrize("classes", [1, 2, 3, 300])
-def test_the_likeliest_class_is_torchs_argmax_with_ties_to_the_lowest(classes):
-    generator = torch.Generator().manual_seed(classes)
-    logits = torch.randint(-3, 4, (2, classes, 5, 6), generator=generator).float()
-    first = logits.argmax(1) if classes > 1 else logits[:, 0] > 0
-    assert torch.equal(likeliest(logits).long(), first.long())
