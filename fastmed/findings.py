@@ -32,6 +32,28 @@ class Score:
     probability: float
 
 
+@dataclass(frozen=True)
+class Box:
+    """One finding that has a place: a box, in the patient's space and on the scan's slices.
+
+    score: its probability, 0..1; 1 where it is an annotation.
+    box_lps_mm: (x1, y1, z1, x2, y2, z2), the smallest upright box in LPS mm that holds it; of grey
+        images in pixels.
+    diameter_mm: mean length of its sides (of a box on one slice: of the two in the plane).
+    slices: first and last slice of the scan that it lies on, both counted.
+    key_sop_instance_uid: the slice through its middle; "" where the scan has no UIDs.
+    key_box_px: (x1, y1, x2, y2) on that slice, in its pixels; integers are pixel centres.
+    """
+
+    label: str
+    score: float
+    box_lps_mm: tuple[float, float, float, float, float, float]
+    diameter_mm: float
+    slices: tuple[int, int]
+    key_sop_instance_uid: str = ""
+    key_box_px: tuple[float, float, float, float] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """The result of one model on one scan.
@@ -42,6 +64,7 @@ class Findings:
     classes: what the label values mean.
     masks: the figures of each class, in that order; empty without a label map.
     scores: of a classification, class 0 (the spec's `negative`) first; else empty.
+    boxes: of a detection, by falling score; else empty.
     slice_labels: for scans laid onto a uniform grid, the [H, W] labels of each original slice by
         SOPInstanceUID; else empty.
     """
@@ -57,6 +80,7 @@ class Findings:
     warnings: tuple[str, ...] = ()
     scores: tuple[Score, ...] = ()
     modality: str = "ct"
+    boxes: tuple[Box, ...] = ()
 
 
 def measure_masks(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-TASKS = ("segmentation", "classification")
+TASKS = ("segmentation", "classification", "detection")
 MODALITIES = ("ct", "grey")
 REGIONS = ("scan", "lungs")
 
@@ -56,10 +56,55 @@ class CleanUp:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """How boxes come from the network of a detection.
+
+    Its output is [B, N, 2K + classes], K = 3 (or 2): for each of N default boxes the box code
+    (`fastmed.boxes.encode`), then one logit per class, class 0 (no finding) first; their softmax is
+    the score. The default boxes of a network of 3 dimensions stand as `fastmed.boxes.default_boxes`
+    lays them; those of 2 dimensions are SSD300's own.
+
+    strides: voxels of the grid from one default box to the next, for each level of the network.
+    diameters_mm: of the default boxes, cubes in mm, for each level; as many on each.
+    score_threshold: findings below this probability are dropped, 0..1.
+    iou_threshold: of two findings of one label that overlap by more, the lesser is dropped.
+    max_boxes: most findings of a scan (in 2 dimensions: of a slice).
+
+    Raises ValueError that names the field.
+    """
+
+    strides: tuple[int, ...] = ()
+    diameters_mm: tuple[tuple[float, ...], ...] = ()
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.1
+    max_boxes: int = 100
+
+    def __post_init__(self) -> None:
+        if len(self.strides) != len(self.diameters_mm):
+            raise ValueError(
+                f"strides {self.strides}: expected one per level of diameters_mm, "
+                f"{len(self.diameters_mm)}"
+            )
+        if any(stride < 1 for stride in self.strides):
+            raise ValueError(f"strides {self.strides}: expected at least 1")
+        sizes = [size for level in self.diameters_mm for size in level]
+        if not all(math.isfinite(size) and size > 0 for size in sizes):
+            raise ValueError(f"diameters_mm {self.diameters_mm}: expected positive numbers")
+        if len({len(level) for level in self.diameters_mm}) > 1 or () in self.diameters_mm:
+            raise ValueError(f"diameters_mm {self.diameters_mm}: expected as many on each level")
+        for name, share in (("score", self.score_threshold), ("iou", self.iou_threshold)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}_threshold {share}: expected 0 to 1")
+        if self.max_boxes < 1:
+            raise ValueError(f"max_boxes {self.max_boxes}: expected at least 1")
+
+
+@dataclass(frozen=True)
 class Spec:
     """How a model sees a scan and what its outputs mean.
 
-    task: "segmentation" (a label per voxel) or "classification" (a label per scan).
+    task: "segmentation" (a label per voxel), "classification" (a label per scan) or "detection"
+        (boxes).
     labels: the classes but the first; the values are 1, 2, ..., len(labels). Class 0 is
         background, or the scan that has none of them.
     negative: the name of class 0 of a classification.
@@ -68,13 +113,17 @@ class Spec:
     region: what is cut from a scan: "scan" (all of it) or "lungs" (the box around both lungs).
     spacing_mm_zyx: voxel spacing of the network's grid in mm; None where its size is given.
     size_zyx: size of the network's grid, whatever the region's extent; None where spacing is given.
+        A detection of 2 dimensions sees each slice of the scan at such a size, whose first is 1.
     window_hu: (low, high) of the intensity window that becomes 0..1.
     outside_hu: what stands outside a sheared scan, or outside the scan around a region.
     tile_zyx: voxels of a sliding-window tile, each at least 1; a classification sees its whole
-        grid at once and has none.
+        grid at once and has none, a detection of 2 dimensions sees slice after slice.
     overlap: share of a tile, 0 <= overlap < 1, that it has in common with its neighbour.
     size_multiple: an axis shorter than the tile is padded to the next multiple of this.
     clean_up: what is done to the label map of a segmentation.
+    slices: neighbouring slices that a network of 2 dimensions sees as channels, the middle one
+        being the slice that it is asked about; odd. Beyond the scan the outermost slice repeats.
+    detection: of a detection, else None.
     network: how to build it in torch; None where the bundle brings only an ONNX file.
 
     Raises ValueError that names the field.
@@ -98,11 +147,14 @@ class Spec:
     region: str = "scan"
     negative: str = "negative"
     clean_up: CleanUp = CleanUp()
+    slices: int = 1
+    detection: Detection | None = None
 
     def __post_init__(self) -> None:
         self._check_meaning()
         self._check_grid()
         self._check_tiles()
+        self._check_detection()
 
     def _check_meaning(self) -> None:
         for field_name, value, known in (
@@ -123,7 +175,7 @@ class Spec:
         greys = [0, *(label.value if label.grey is None else label.grey for label in self.labels)]
         if len(set(greys)) != len(greys) or not all(0 <= grey <= 65535 for grey in greys):
             raise ValueError(f"labels: grey values {greys[1:]}: expected others than 0, all unlike")
-        if self.region == "lungs" and (self.modality != "ct" or self.task == "segmentation"):
+        if self.region == "lungs" and (self.modality != "ct" or self.task != "classification"):
             raise ValueError("region 'lungs': only for the classification of CT")
 
     def _check_grid(self) -> None:
@@ -143,8 +195,10 @@ class Spec:
 
     def _check_tiles(self) -> None:
         tile = self.tile_zyx
-        if (tile is None) != (self.task == "classification"):
-            raise ValueError("tile_zyx: a segmentation has tiles, a classification has none")
+        if (tile is not None) != self.has_tiles:
+            raise ValueError(
+                "tile_zyx: a segmentation and a detection of 3 dimensions have tiles, others none"
+            )
         if tile is not None and not _is_size(tile):
             raise ValueError(f"tile_zyx {tile}: expected three sizes of at least 1")
         if not 0 <= self.overlap < 1:
@@ -158,6 +212,28 @@ class Spec:
             raise ValueError(
                 f"size_multiple {self.size_multiple}: expected a divisor of each of {axes}"
             )
+
+    def _check_detection(self) -> None:
+        if self.slices < 1 or self.slices % 2 == 0 or (self.slices > 1 and self.dimensions == 3):
+            raise ValueError(f"slices {self.slices}: expected an odd number; 1 of 3 dimensions")
+        if self.slices > 1 and self.task != "detection":
+            raise ValueError(f"slices {self.slices}: only for a detection of 2 dimensions")
+        if (self.detection is None) != (self.task != "detection"):
+            raise ValueError("detection: a detection has it, no other task does")
+        if self.detection is None:
+            return
+        if self.dimensions == 2:
+            if self.size_zyx is None or self.size_zyx[0] != 1:
+                raise ValueError(f"size_zyx {self.size_zyx}: expected (1, rows, columns)")
+            if self.detection.strides:
+                raise ValueError("strides: a detection of 2 dimensions has SSD300's default boxes")
+        elif self.spacing_mm_zyx is None or not self.detection.strides:
+            raise ValueError("a detection of 3 dimensions names its spacing_mm_zyx and its strides")
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether the network sees a scan tile by tile."""
+        return self.task == "segmentation" or (self.task == "detection" and self.dimensions == 3)
 
     @property
     def num_classes(self) -> int:

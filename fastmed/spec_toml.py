@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from fastmed.spec import CleanUp, Label, Network, Spec
+from fastmed.spec import CleanUp, Detection, Label, Network, Spec
 
 FORMAT = 1
 
@@ -39,10 +39,21 @@ def spec_to_table(spec: Spec) -> dict[str, Any]:
             "overlap": spec.overlap,
             "size_multiple": spec.size_multiple,
         }
+    if spec.slices > 1:
+        table["grid"]["slices"] = spec.slices
+    if spec.detection is not None:
+        table["detection"] = _detection_table(spec.detection)
     if not spec.clean_up.is_off:
         table["clean_up"] = asdict(spec.clean_up)
     if spec.network is not None:
         table["network"] = {"name": spec.network.name, **spec.network.arguments}
+    return table
+
+
+def _detection_table(detection: Detection) -> dict[str, Any]:
+    table = asdict(detection)
+    table["strides"] = list(detection.strides)
+    table["diameters_mm"] = [list(level) for level in detection.diameters_mm]
     return table
 
 
@@ -73,6 +84,10 @@ _WHOLE = ("a whole number", _is_whole)
 _YES_NO = ("true or false", lambda value: isinstance(value, bool))
 _NUMBERS = ("a list of numbers", lambda value: _is_list_of(value, _is_number))
 _WHOLES = ("a list of whole numbers", lambda value: _is_list_of(value, _is_whole))
+_LEVELS = (
+    "a list of lists of numbers",
+    lambda value: _is_list_of(value, lambda level: _is_list_of(level, _is_number)),
+)
 _TABLES = ("a list of tables", lambda value: _is_list_of(value, lambda v: isinstance(v, dict)))
 _ANYTHING = ("anything", lambda value: True)
 _Kinds = dict[str, tuple[str, Callable[[Any], bool]]]
@@ -84,6 +99,14 @@ _GRID_OPTIONS: _Kinds = {
     "modality": _TEXT,
     "dimensions": _WHOLE,
     "region": _TEXT,
+    "slices": _WHOLE,
+}
+_DETECTION: _Kinds = {
+    "strides": _WHOLES,
+    "diameters_mm": _LEVELS,
+    "score_threshold": _NUMBER,
+    "iou_threshold": _NUMBER,
+    "max_boxes": _WHOLE,
 }
 
 
@@ -92,12 +115,16 @@ def spec_from_table(table: dict[str, Any]) -> Spec:
     table = dict(table)
     if table.pop("format", None) != FORMAT:
         raise ValueError(f"format: expected {FORMAT}")
-    network = clean_up = tiles = None
+    network = clean_up = tiles = detection = None
     if "network" in table:
         arguments = _take(table, "network", {"name": _TEXT}, others=_ANYTHING)
         network = Network(arguments.pop("name"), arguments)
     grid = _take(table, "grid", {"window_hu": _NUMBERS}, _GRID_OPTIONS)
-    if table.get("task") != "classification":
+    is_detection = table.get("task") == "detection"
+    if is_detection:
+        detection = _detection(_take(table, "detection", {}, _DETECTION))
+    flat = is_detection and grid.get("dimensions", 3) == 2
+    if table.get("task") != "classification" and not flat:
         options = {"overlap": _NUMBER, "size_multiple": _WHOLE}
         tiles = _take(table, "tiles", {"size_zyx": _WHOLES}, options)
     if "clean_up" in table:
@@ -123,10 +150,20 @@ def spec_from_table(table: dict[str, Any]) -> Spec:
         tile_zyx=tuple(tiles.pop("size_zyx")) if tiles else None,
         network=network,
         clean_up=clean_up or CleanUp(),
+        detection=detection,
         **grid,
         **(tiles or {}),
         **top,
     )
+
+
+def _detection(entries: dict[str, Any]) -> Detection:
+    if "strides" in entries:
+        entries["strides"] = tuple(entries["strides"])
+    if "diameters_mm" in entries:
+        levels = entries["diameters_mm"]
+        entries["diameters_mm"] = tuple(tuple(float(mm) for mm in level) for level in levels)
+    return Detection(**entries)
 
 
 def _take(table: dict[str, Any], name: str, required: _Kinds, optional=None, others=None) -> dict:
