@@ -51,7 +51,7 @@ WRONG_FIELDS = {
     "spacing and size": ({"size_zyx": (8, 8, 8)}, "one of them, not both"),
     "neither": ({"spacing_mm_zyx": None}, "one of them, not both or none"),
     "size": ({"spacing_mm_zyx": None, "size_zyx": (8, 0, 8)}, r"size_zyx \(8, 0, 8\)"),
-    "no tile": ({"tile_zyx": None}, "a segmentation has tiles"),
+    "no tile": ({"tile_zyx": None}, "a segmentation and a detection of 3 dimensions have tiles"),
     "tiles of a classification": ({"task": "classification"}, "a classification has none"),
     "grey of background": ({"labels": (Label(1, "a", grey=0),)}, "others than 0"),
     "equal greys": ({"labels": (Label(1, "a", grey=2), Label(2, "b"))}, "all unlike"),
