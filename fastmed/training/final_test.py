@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from fastmed import bundle as bundles
-from fastmed import losses
 from fastmed.findings import Findings
 from fastmed.metrics.classification import ClassificationScores
 from fastmed.ops import dice_score, iou_score
@@ -42,8 +41,7 @@ def final_test(
         return {}
     recipe, target, spec = job.recipe, job.run.path, job.recipe.spec
     network = bundles.read(target / "best").network().to(device)
-    weights = None if job.class_weights is None else torch.tensor(job.class_weights)
-    loss = losses.build(job.loss_name, num_classes=spec.num_classes, class_weights=weights)
+    loss = job.loss().to(device)
 
     def keep(case: StoredCase, findings: Findings) -> None:
         if case.case.has_truth or findings.labels is None:
@@ -54,9 +52,7 @@ def final_test(
         write(findings, target / "predictions" / f"{case.case.name}{ending}")
 
     with terminal.counted("test", len(cases)) as progress:
-        results = run_cases(
-            network, cases, spec, loss.to(device), device, progress=progress, keep=keep
-        )
+        results = run_cases(network, cases, spec, loss, device, progress=progress, keep=keep)
     scored = [result for result in results if result.loss is not None]
     scores = summarise(scored, spec) if scored else {}
     facts: dict[str, Any] = {"best_epoch": best_epoch, "cases": len(scored), "mean": scores}

@@ -43,6 +43,16 @@ class Job:
     class_weights: tuple[float, ...] | None
     quiet: bool
 
+    def loss(self) -> nn.Module:
+        """The loss of training, validation and test alike, on the CPU."""
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        return losses.build(
+            self.loss_name,
+            num_classes=self.recipe.spec.num_classes,
+            class_weights=weights,
+            **self.recipe.loss.options(),
+        )
+
 
 def train_here(fabric, job: Job) -> dict[str, Any]:
     """One process of a run; returns its Progress as plain values."""
@@ -63,10 +73,7 @@ def train_here(fabric, job: Job) -> dict[str, Any]:
         progress = load_state(state, parts)
     step_network = torch.compile(network) if loop.compile else network
     step_network, optimiser = fabric.setup(step_network, optimiser)
-    weights = None if job.class_weights is None else torch.tensor(job.class_weights)
-    classes = recipe.spec.num_classes
-    loss = losses.build(job.loss_name, num_classes=classes, class_weights=weights)
-    loss = loss.to(fabric.device)
+    loss = job.loss().to(fabric.device)
     batches = TrainingSet(
         job.train,
         recipe.spec,

@@ -25,15 +25,30 @@ class Loss:
 
     class_weights: "none", "inverse" or "effective" (Cui et al. 2019, with `beta`), by the
         training cases of a classification.
+    gamma, smooth, gamma_positive, gamma_negative, clip: options of some losses, as
+        `fastmed.losses.build` takes them; None leaves the loss its own.
     """
 
     name: str = "ce"
     class_weights: str = "none"
     beta: float = 0.999
+    gamma: float | None = None
+    smooth: float | None = None
+    gamma_positive: float | None = None
+    gamma_negative: float | None = None
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("loss.class_weights", self.class_weights, ("none", "inverse", "effective"))
         _within("loss.beta", self.beta, 0, 1)
+        for name, value in self.options().items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"loss.{name} {value!r}: expected a number")
+
+    def options(self) -> dict[str, float]:
+        """The options that the recipe sets, by name."""
+        names = ("gamma", "smooth", "gamma_positive", "gamma_negative", "clip")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)

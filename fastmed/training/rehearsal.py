@@ -53,9 +53,13 @@ def _check_loss(recipe: Recipe) -> None:
     if spec.task != "classification" and (loss.name == "auto" or loss.class_weights != "none"):
         raise UsageError("loss.name auto and loss.class_weights are for classifications")
     if loss.name == "auto":
+        if options := loss.options():
+            raise UsageError(
+                f"loss.{next(iter(options))}: an option of one loss; name that loss, not auto"
+            )
         return
     try:
-        losses.build(loss.name, num_classes=spec.num_classes)
+        losses.build(loss.name, num_classes=spec.num_classes, **loss.options())
     except (ValueError, TypeError) as error:
         raise UsageError(f"recipe {spec.name}: [loss] {error}") from error
 

@@ -24,6 +24,8 @@ WRONG = {
     "crop": ("lung-resnet3d", "sampling.crop=label", "a classification has its whole grid"),
     "balance": ("liver-unet3d", "sampling.balance=over", "balance is for classifications"),
     "auto": ("liver-unet3d", "loss.name=auto", "are for classifications"),
+    "an option of another loss": ("liver-unet3d", "loss.gamma=2.0", "option 'gamma' is unknown"),
+    "an option of auto": ("lung-resnet3d", "loss.gamma=2.0", "name that loss, not auto"),
     "weights": ("liver-unet3d", "loss.class_weights=inverse", "are for classifications"),
 }  # fmt: skip
 

@@ -51,6 +51,11 @@ LOSSES = {
     "loss.name": ((), "ce", "asymmetric"),
     "loss.class_weights": (("loss.name=ce",), "none", "inverse"),
     "loss.beta": (("loss.name=ce", "loss.class_weights=effective"), "0.5", "0.999"),
+    "loss.gamma": (("loss.name=focal",), "0.0", "2.0"),
+    "loss.smooth": (("loss.name=dice",), "0.1", "10.0"),
+    "loss.gamma_positive": (("loss.name=asymmetric",), "0.0", "1.0"),
+    "loss.gamma_negative": (("loss.name=asymmetric",), "0.0", "4.0"),
+    "loss.clip": (("loss.name=asymmetric",), "0.0", "0.2"),
     "sampling.balance": ((), "none", "over"),
 }
 
