@@ -115,7 +115,8 @@ def _label_map(path: Path) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(nibabel.load(path).dataobj).T)
 
 
-def _liver(data: Path, count: int | None, workers: int) -> None:
+def liver(data: Path, count: int | None = None, workers: int = 2) -> float:
+    """Prints a table; returns the mean Dice of the best choice that a program could make."""
     images = sorted((data / "image").glob("*.nii.gz"))[:count]
     pairs = [(image, data / "label" / image.name) for image in images]
     with ProcessPoolExecutor(workers) as pool:
@@ -123,17 +124,21 @@ def _liver(data: Path, count: int | None, workers: int) -> None:
     print(f"Dice of a HU window with connected components, {len(pairs)} scans of {data}")
     header = ("component", "low", "high", "smoothing", "opening", "mean", "worst", "best")
     print("".join(f"{name:>11}" for name in header))
+    means = {}
     for pick in PICKS:
         choices = [choice for choice in scores[0] if choice[-1] == pick]
         best = max(choices, key=lambda choice: np.mean([s[choice] for s in scores]))
         dice = [s[best] for s in scores]
         low, high, smoothing, opening, _ = best
+        means[pick] = float(np.mean(dice))
         row = f"{pick:>11}{low:>11}{high:>11}{smoothing:>11g}{opening:>11}"
         print(row + "".join(f"{v:>11.3f}" for v in (np.mean(dice), min(dice), max(dice))))
     print("largest: of each scan; best: of each scan by its truth, which no program could pick")
+    return means["largest"]
 
 
-def _chest(data: Path, count: int | None, workers: int) -> None:
+def chest(data: Path, count: int | None = None, workers: int = 2) -> float:
+    """Prints a table; returns the ROC AUC of the best choice."""
     with open(data / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))[:count]
     is_positive = np.array([row["label"] == "1" for row in rows])
@@ -153,6 +158,7 @@ def _chest(data: Path, count: int | None, workers: int) -> None:
         low, high, opening, _ = best
         print(f"{feature:>11}{low:>11}{high:>11}{opening:>11}{auc[best]:>11.3f}")
     print("volume: of all voxels in the window, ml; largest: of the largest component, ml")
+    return max(auc.values())
 
 
 def main() -> None:
@@ -162,7 +168,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, metavar="N", help="the first N scans (default: all)")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    score = _liver if arguments.kind == "liver" else _chest
+    score = liver if arguments.kind == "liver" else chest
     score(arguments.data, arguments.count, arguments.workers)
 
 
