@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fastmed.training.train import TrainingRun
 
 TINY = (
     "network.base_channels=8",
@@ -41,3 +45,22 @@ def first_moments(run) -> dict[str, torch.Tensor]:
     with safe_open(run.path / "state.safetensors", framework="pt") as file:
         names = [name for name in file.keys() if name.endswith(".exp_avg")]  # noqa: SIM118
         return {name: file.get_tensor(name) for name in names}
+
+
+def rows(run: TrainingRun) -> list[dict[str, str]]:
+    with open(run.path / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(run: TrainingRun, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run.path / which / "weights.safetensors")
+
+
+def same(one: TrainingRun, other: TrainingRun, which: str = "last") -> bool:
+    a, b = weights(one, which), weights(other, which)
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def distance(one: TrainingRun, other: TrainingRun) -> float:
+    a, b = weights(one), weights(other)
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
