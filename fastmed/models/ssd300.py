@@ -1,11 +1,11 @@
-"""SSD300 with VGG16: boxes in 2D slices, weight by weight and call by call as torchvision has it."""
+"""SSD300 with VGG16: boxes in 2D slices, weight by weight and call by call torchvision's."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmed.boxes import SSD_WEIGHTS, decode, default_boxes_ssd300
-from fastmed.losses import ssd_losses
+from fastmed.boxes import SSD300_PER_LEVEL, WEIGHTS_2D, decode, default_boxes_ssd300
+from fastmed.losses import DetectionLoss, Targets
 from fastmed.models.blocks import check_counts
 from fastmed.ops import batched_nms
 
@@ -69,7 +69,9 @@ class SSD300(nn.Module):
         super().__init__()
         check_counts(in_channels=in_channels, candidates=candidates, detections=detections)
         if num_classes < 2:
-            raise ValueError(f"num_classes {num_classes}: expected background and at least one more")
+            raise ValueError(
+                f"num_classes {num_classes}: expected background and at least one more"
+            )
         self.in_channels, self.num_classes = in_channels, num_classes
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.candidates, self.max_detections = candidates, detections
@@ -81,8 +83,15 @@ class SSD300(nn.Module):
             }
         )
         mean = _MEAN if in_channels == 3 else (sum(_MEAN) / 3,) * in_channels
+        self._loss = DetectionLoss(
+            num_classes, "hard_negative", "iou", "smooth_l1", empty_negatives=0
+        )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self._defaults = default_boxes_ssd300() + _TO_PIXELS
+
+    @property
+    def defaults(self) -> Tensor:
+        """The default boxes, [8732, 4] float32 in torchvision's pixels of the 300 x 300 grid."""
+        return default_boxes_ssd300(device=self.mean.device) + _TO_PIXELS
 
     def forward(self, images: Tensor | list[Tensor], targets: list[dict] | None = None):
         if isinstance(images, Tensor):
@@ -92,7 +101,7 @@ class SSD300(nn.Module):
         if targets is None:
             raise ValueError("targets: None in training; expected one dict per image")
         _check_targets(images, targets, self.num_classes)
-        return self.losses(self.heads(images), images, targets)
+        return self._losses(self.heads(images), images, targets)
 
     def heads(self, images: Tensor | list[Tensor]) -> Tensor:
         """Codes and logits of every default box, [B, 8732, 4 + num_classes].
@@ -101,7 +110,7 @@ class SSD300(nn.Module):
             resized. The mean and scale that VGG16 wants are applied in here.
 
         The order of the boxes is that of boxes.default_boxes_ssd300, and boxes.decode with
-        boxes.SSD_WEIGHTS makes boxes of the codes; the softmax of the logits is the score.
+        boxes.WEIGHTS_2D makes boxes of the codes; the softmax of the logits is the score.
         """
         if isinstance(images, Tensor):
             _check_batch(images, self.in_channels)
@@ -112,13 +121,18 @@ class SSD300(nn.Module):
         for place, feature in enumerate(features):
             codes, logits = (
                 self.head[name]["module_list"][place](feature).unflatten(1, (-1, columns))
-                for name, columns in (("regression_head", 4), ("classification_head", self.num_classes))
+                for name, columns in (
+                    ("regression_head", 4),
+                    ("classification_head", self.num_classes),
+                )
             )
             both = torch.cat([codes, logits], dim=2)  # [B, boxes at a place, columns, H, W]
             levels.append(both.permute(0, 3, 4, 1, 2).flatten(1, 3))
         return torch.cat(levels, dim=1)
 
-    def losses(self, output: Tensor, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
+    def losses(
+        self, output: Tensor, images: list[Tensor], targets: list[dict]
+    ) -> dict[str, Tensor]:
         """The two losses of `output`, which heads gave for `images`, in any mode.
 
         Returns {"bbox_regression", "classification"}: smooth L1 of the codes of matched boxes, and
@@ -126,23 +140,25 @@ class SSD300(nn.Module):
         summed over the batch and divided by the count of matched boxes.
         """
         _check_targets(images, targets, self.num_classes)
-        boxes = [
-            target["boxes"].float().reshape(-1, 4) / _scale(image, output)
+        return self._losses(output, images, targets)
+
+    def _losses(self, output: Tensor, images: list[Tensor], targets: list[dict]) -> dict:
+        resized = [
+            Targets(target["boxes"].float() / _scale(image), target["labels"])
             for image, target in zip(images, targets, strict=True)
         ]
-        labels = [target["labels"] for target in targets]
-        return ssd_losses(output, self._defaults.to(output.device), boxes, labels)
+        classes, boxes = self._loss.parts(output, self.defaults, SSD300_PER_LEVEL, resized)
+        return {"bbox_regression": boxes, "classification": classes}
 
     @torch.no_grad()
     def detections(self, output: Tensor, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """The boxes in `output`, which heads gave for `images`: one dict per image, as forward's."""
+        """The boxes in `output`, which heads gave for `images`, as forward returns them."""
         output = output.float()
-        defaults = self._defaults.to(output.device)
-        found = []
+        defaults, found = self.defaults, []
         for codes, scores, image in zip(
             output[..., :4], output[..., 4:].softmax(-1), images, strict=True
         ):
-            boxes = decode(codes, defaults, SSD_WEIGHTS).clamp(0, SIZE)
+            boxes = decode(codes, defaults, WEIGHTS_2D).clamp(0, SIZE)
             picked = [self._candidates(scores[:, label]) for label in range(1, self.num_classes)]
             labels = torch.cat([torch.full_like(p, n) for n, p in enumerate(picked, 1)])
             places = torch.cat(picked)
@@ -150,7 +166,7 @@ class SSD300(nn.Module):
             kept = batched_nms(
                 boxes, scores, labels, self.nms_threshold, max_output=self.max_detections
             )
-            boxes = boxes[kept] * _scale(image, output)
+            boxes = boxes[kept] * _scale(image)
             found.append({"boxes": boxes, "scores": scores[kept], "labels": labels[kept]})
         return found
 
@@ -258,17 +274,19 @@ def _start_by_xavier(block: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _scale(image: Tensor, like: Tensor) -> Tensor:
+def _scale(image: Tensor) -> Tensor:
     """What takes (x, y, x, y) in the 300 x 300 grid to pixels of the image."""
     height, width = image.shape[-2:]
-    return torch.tensor([width / SIZE, height / SIZE] * 2, device=like.device)
+    return torch.tensor([width / SIZE, height / SIZE] * 2, device=image.device)
 
 
 def _check_batch(x: Tensor, in_channels: int) -> None:
     if torch.compiler.is_compiling():
         return
     if x.dim() != 4 or list(x.shape[1:]) != [in_channels, SIZE, SIZE]:
-        raise ValueError(f"SSD300: expected [B, {in_channels}, {SIZE}, {SIZE}], got {list(x.shape)}")
+        raise ValueError(
+            f"SSD300: expected [B, {in_channels}, {SIZE}, {SIZE}], got {list(x.shape)}"
+        )
 
 
 def _check_image(image: Tensor, name: str, in_channels: int) -> None:

@@ -5,6 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmed import models
+from fastmed.boxes import match_iou
+
 NUM_CLASSES = 3
 # Channels, height, width: enlarged, as it is, and shrunk to 300 x 300.
 SHAPES = ((3, 240, 280), (3, 300, 300), (3, 512, 420))
@@ -18,6 +21,16 @@ TRUTH = (
         [2, 1, 1, 2],
     ),
 )
+# How far results may lie from torchvision's, by how their names start; others are equal.
+LIMITS = {
+    "output": 1e-4,
+    "default boxes": 1e-5,  # pixels
+    "trained": 1e-4,
+    "loss": 1e-4,
+    "gradient": 1e-5,
+    "boxes": 1e-3,  # pixels
+    "scores": 1e-5,
+}
 
 
 def fill(network: nn.Module) -> None:
@@ -68,6 +81,93 @@ def targets() -> list[dict[str, Tensor]]:
 def output() -> Tensor:
     """Codes and logits, [3, 8732, 4 + NUM_CLASSES], as if a network had given them."""
     return torch.from_numpy(3 * _uniform("output", (len(SHAPES), 8732, 4 + NUM_CLASSES)))
+
+
+def quiet_output() -> Tensor:
+    """As output(), but few boxes beyond the threshold; the last image's have scores in common."""
+    quiet = output()
+    quiet[..., 4] += 10
+    quiet[-1] = quiet[-1].round()
+    return quiet
+
+
+def many_boxes() -> Tensor:
+    """[240, 4] in 300 x 300 pixels; 40 at each size on whole pixels, where overlaps are equal."""
+    sides = torch.tensor([4, 10, 21, 46, 120, 240]).repeat_interleave(40)[:, None]
+    places = torch.from_numpy(_uniform("many", (240, 2))) * 150 + 150
+    low = (places - sides / 2).round()
+    return torch.cat([low, low + sides], 1)
+
+
+def results() -> dict[str, Tensor]:
+    """What SSD300 makes of all this, by names, some of which end with the number of the image."""
+    network = models.build("ssd300_vgg16", num_classes=NUM_CLASSES)
+    fill(network)
+    slices, truth = images(), targets()
+    with torch.no_grad():
+        seen = network.eval().heads(slices)
+        losses = network.train().losses(seen, slices, truth)
+    made = {"output": seen, "default boxes": network.defaults}
+    for name, value in losses.items():
+        made[f"trained {name}"] = value
+    made |= found_results("", network.detections(seen, slices))
+    made |= found_results("of few ", network.detections(quiet_output(), slices))
+    scales = [torch.tensor([300 / w, 300 / h] * 2) for _, h, w in SHAPES]
+    made["matched"] = torch.stack(
+        [
+            match_iou(network.defaults, one["boxes"] * scale)
+            for one, scale in zip(truth, scales, strict=True)
+        ]
+    )
+    made["matched of many"] = match_iou(network.defaults, many_boxes())
+    given = output().requires_grad_()
+    return made | loss_results(network.losses(given, slices, truth), given)
+
+
+def found_results(group: str, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Detections under the names of results."""
+    return {
+        f"{name} {group}{place}": value
+        for place, one in enumerate(found)
+        for name, value in one.items()
+    }
+
+
+def loss_results(losses: dict[str, Tensor], given: Tensor) -> dict[str, Tensor]:
+    """The losses of output(), and its gradient, which shows the boxes that count."""
+    gradient = torch.autograd.grad(sum(losses.values()), given)[0]
+    made = {f"loss {name}": value.detach() for name, value in losses.items()}
+    return made | {
+        "matched boxes": (gradient[..., :4] != 0).any(2),
+        "counted boxes": (gradient[..., 4:] != 0).any(2),
+        "gradient": gradient,
+    }
+
+
+def sampled(name: str, values: Tensor) -> Tensor:
+    """The part of a result that is small enough to keep."""
+    if name == "output":
+        return values[:, ::29]
+    if name == "gradient":
+        return values.sum(1)
+    return values[::7] if name == "default boxes" else values
+
+
+def differences(
+    ours: dict[str, Tensor], expected: dict[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """Per name the largest absolute difference, infinite for other shapes, and its limit."""
+    assert ours.keys() == expected.keys()
+    found = {}
+    for name, values in expected.items():
+        mine = ours[name]
+        limit = next((v for start, v in LIMITS.items() if name.startswith(start)), 0)
+        if mine.shape != values.shape:
+            found[name] = (float("inf"), limit)
+        else:
+            distance = (mine.double() - values.double()).abs()
+            found[name] = (float(distance.max()) if distance.numel() else 0.0, limit)
+    return found
 
 
 def _uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
