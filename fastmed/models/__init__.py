@@ -3,8 +3,8 @@
 from torch import nn
 
 from fastmed.models.resnet import resnet3d_18, resnet3d_34, resnet3d_50
-from fastmed.models.ssd300 import SSD300
 from fastmed.models.ssd3d import SSD3D
+from fastmed.models.ssd300 import SSD300
 from fastmed.models.unet import UNet2d, UNet3d
 
 _NETWORKS = {
