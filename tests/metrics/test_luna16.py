@@ -226,10 +226,10 @@ def drawn_set(drawn, rows):
     return [(copy, *row[1:]) for copy, scan in enumerate(drawn) for row in rows if row[0] == scan]
 
 
-@pytest.mark.parametrize("crowd", [False, True])
-def test_the_band_is_that_of_scans_drawn_and_scored_one_by_one(crowd):
+@pytest.mark.parametrize(("seed", "crowd"), [(11, False), (3, True)])
+def test_the_band_is_that_of_scans_drawn_and_scored_one_by_one(seed, crowd):
     scans, bootstraps = 9, 80
-    sets = random_set(3, scans, crowd)
+    sets = random_set(seed, scans, crowd)
     values = []
     for drawn in np.random.default_rng(7).integers(0, scans, (bootstraps, scans)):
         one = slow_score(range(scans), *(drawn_set(drawn, rows) for rows in sets))
