@@ -226,10 +226,19 @@ def drawn_set(drawn, rows):
     return [(copy, *row[1:]) for copy, scan in enumerate(drawn) for row in rows if row[0] == scan]
 
 
-@pytest.mark.parametrize(("seed", "crowd"), [(11, False), (3, True)])
-def test_the_band_is_that_of_scans_drawn_and_scored_one_by_one(seed, crowd):
+def mostly_found(scans):
+    rng = np.random.default_rng(1)
+    hits = [(scan, O, float(rng.random())) for scan in range(scans) if rng.random() < 0.7]
+    false = [(scan, P, float(rng.random())) for scan in rng.integers(0, scans, 3 * scans)]
+    return hits + false, [(scan, O, 10) for scan in range(scans)], []
+
+
+SETS = {"mostly found": mostly_found(9), "crowded": random_set(3, 9, True)}
+
+
+@pytest.mark.parametrize("sets", SETS.values(), ids=SETS.keys())
+def test_the_band_is_that_of_scans_drawn_and_scored_one_by_one(sets):
     scans, bootstraps = 9, 80
-    sets = random_set(seed, scans, crowd)
     values = []
     for drawn in np.random.default_rng(7).integers(0, scans, (bootstraps, scans)):
         one = slow_score(range(scans), *(drawn_set(drawn, rows) for rows in sets))
