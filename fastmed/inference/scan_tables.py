@@ -43,6 +43,12 @@ class Table:
         """Whether it has all these columns, whatever their case."""
         return {name.lower() for name in names} <= {column.lower() for column in self.columns}
 
+    def only(self, rows: Sequence[int]) -> Table:
+        """The table of some of its rows."""
+        return Table(
+            self.file, self.columns, [self.rows[k] for k in rows], [self.lines[k] for k in rows]
+        )
+
     def texts(self, *names: str) -> list[str]:
         """The cells of the column with one of these names, without spaces around them."""
         column = self.index(*names)
