@@ -91,9 +91,8 @@ def _show_boxes(scores: dict[str, Any], display: Display) -> None:
         display.say(f"Left out, for the list lacks their series: {left_out}.")
     for what, scans in scores.get("assumed", {}).items():
         if scans:
-            display.say(
-                f"{scans} scans stand in one table alone: taken as {what.replace('_', ' ')}."
-            )
+            without = what.replace("_", " ")
+            display.say(f"Scans in one table alone, which count as {without}: {scans}.")
 
 
 def _box_row(label: str, row: Mapping[str, Any]) -> tuple[str, ...]:
