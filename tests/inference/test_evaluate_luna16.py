@@ -163,6 +163,7 @@ WRONG = {
     "no excluded": ({"luna16": True, "series": "s"}, "--excluded: --luna16 needs this file"),
     "series alone": ({"series": "seriesuids.csv"}, "--series: goes with --luna16"),
     "another task": ({"task": "classification", "luna16": True}, "--luna16: goes with --task det"),
+    "another format": ({"froc": "f.pdf"}, r"--froc f.pdf: expected a file name .* \.png"),
     "a picture": ({"task": "segmentation", "froc": "f.png"}, "--froc: goes with --task detection"),
 }
 
