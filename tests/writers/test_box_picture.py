@@ -66,6 +66,8 @@ def test_a_frame_goes_around_the_finding_in_each_plane_and_from_near(name, make_
         assert inside.mean() > 0.3, "the ball fills the frame"
         edge = np.concatenate([inside[2], inside[-3], inside[:, 2], inside[:, -3]])
         assert not edge.any(), "and touches it nowhere"
+        offset = np.argwhere(inside).mean(axis=0) - (np.array(inside.shape) - 1) / 2
+        assert np.abs(offset).max() < 2, "and lies in its middle"
 
 
 def _frames(orange: np.ndarray) -> list:
