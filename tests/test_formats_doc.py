@@ -1,4 +1,4 @@
-"""docs/formats.md: each bundle.toml in it is one that fastmed reads, boxes are as it writes them."""
+"""docs/formats.md: each bundle.toml in it can be read, and files of boxes are as printed."""
 
 import json
 import re
