@@ -27,6 +27,8 @@ def test_a_printed_bundle_is_a_bundle(toml):
 def test_every_entry_of_a_bundle_is_in_the_table():
     from fastmed import spec_toml
 
+    for entry in spec_toml._DETECTION:
+        assert f"`detection.{entry}`" in TEXT
     for entry in spec_toml._GRID_OPTIONS:
         assert f"`grid.{entry}`" in TEXT
     assert len(BUNDLES) == 3
