@@ -31,7 +31,9 @@ def rows(path):
 
 
 def problems(root):
-    return {(row["file"], row["verdict"]): row["problem"] for row in rows(root / "out/problems.csv")}
+    return {
+        (row["file"], row["verdict"]): row["problem"] for row in rows(root / "out/problems.csv")
+    }
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_originals_are_never_touched(two):
 
 
 def test_files_are_hard_links_or_copies_by_choice(two):
-    root, first, _ = two
+    root, *_ = two
     original = next((root / "dicom").rglob("0001.dcm"))
     prepare(root)
     uid = pydicom.dcmread(original).SOPInstanceUID
@@ -233,7 +235,7 @@ def test_what_is_unpaired_is_reported_on_each_side(two):
 
 
 def test_copies_are_noted_and_contradictions_refused(two):
-    root, first, second = two
+    root, first, _ = two
     annotate(root, "copy", first[1], xml(BOX))
     annotate(root, "other", first[2], xml((1, 2, 3, 4)))
     series = root / "dicom" / "Lung_Dx-A0001" / "study" / "series"
@@ -270,7 +272,7 @@ def test_a_box_drawn_twice_counts_once(two):
 
 
 def test_a_doubtful_series_is_refused_with_its_annotations_named(two):
-    root, first, _ = two
+    root, *_ = two
     (root / "dicom" / "Lung_Dx-A0001" / "study" / "series" / "0005.dcm").unlink()
     report = prepare(root)
     found = problems(root)
@@ -281,7 +283,7 @@ def test_a_doubtful_series_is_refused_with_its_annotations_named(two):
 
 
 def test_folders_that_name_another_patient_are_noted(two):
-    root, first, _ = two
+    root, *_ = two
     (root / "annotations" / "A0001").rename(root / "annotations" / "A0009")
     report = prepare(root)
     assert report.exit_status == 0
