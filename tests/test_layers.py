@@ -24,8 +24,8 @@ LAYERS = {
 }
 # Neighbours in one layer that lean on each other, in this direction alone.
 ALLOWED = {
-    ("spec_toml", "spec"), ("findings", "volume"), ("exporter", "bundle"), ("cli", "doctor"), ("cli", "cli_prepare"),
-    ("phantom_scans", "phantom_sets"),
+    ("spec_toml", "spec"), ("findings", "volume"), ("exporter", "bundle"), ("cli", "doctor"),
+    ("cli", "cli_prepare"), ("phantom_scans", "phantom_sets"),
 }  # fmt: skip
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 
