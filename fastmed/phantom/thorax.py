@@ -27,9 +27,7 @@ class Body:
     tubes: list[Tube]
 
 
-def healthy_body(
-    rng: np.random.Generator, geometry: Geometry, *, thinnest_mm: float = 1.2
-) -> Body:
+def healthy_body(rng: np.random.Generator, geometry: Geometry, *, thinnest_mm: float = 1.2) -> Body:
     """Draws the chest wall, the lungs with their vessels, the mediastinum and what lies below.
 
     thinnest_mm: radius of the vessels at which they stop to fork.
