@@ -109,7 +109,7 @@ def _place(
 ) -> np.ndarray | None:
     """A centre (x, y, z in LPS mm) in free lung, at a vessel or at the wall; None without room."""
     radius = diameter_mm / 2
-    where = rng.choice(("free", "vessel", "pleura"), p=(0.4, 0.35, 0.25))
+    where = rng.choice(("free", "vessel", "pleura"), p=(0.25, 0.45, 0.3))
     for _ in range(40):
         centre = None
         if where == "vessel":
@@ -143,7 +143,7 @@ def _beside_a_vessel(rng, scene: Scene, tubes: list[Tube], radius: float) -> np.
             continue
         axis = tube.end - tube.start
         side = np.cross(axis, rng.standard_normal(3))
-        away = rng.uniform(0.4, 1) * radius + 0.5 * tube.start_radius
+        away = rng.uniform(0.3, 0.9) * radius + 0.5 * tube.start_radius
         centre = tube.start + rng.uniform(0.2, 0.8) * axis + side / np.linalg.norm(side) * away
         index = np.rint(scene.geometry.to_index(centre)).astype(int)
         if (index < 0).any() or (index > last).any():
