@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmed.errors import UsageError
+from fastmed.errors import SeriesError, UsageError
 from fastmed.geometry import Geometry
 from fastmed.phantom.fields import on_grid
 from fastmed.phantom.nodules import NoduleScan, insert, nodule_chest
@@ -27,6 +27,7 @@ LABEL = "nodule"
 FORMATS = ("nifti", "dicom")
 _WITHOUT = 10  # every tenth scan has no nodule
 _TYPES = "ABEG"  # adenocarcinoma, small cell, large cell, squamous: as Lung-PET-CT-Dx names them
+_GAS_BELOW_HU = -930.0  # median; of lungs about -800
 _LUNA_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 _BOX_COLUMNS = ("path", "patient", "label", "x1", "y1", "z1", "x2", "y2", "z2")
 
@@ -144,10 +145,30 @@ def _made_into(scan: str | Path, seeds: range) -> Iterable[tuple[int, NoduleScan
     if len(volumes) != 1:
         raise UsageError(f"--into {scan}: {len(volumes)} CT scans there; name one")
     volume = _in_int16(volumes[0])
-    coarse, own = lung_mask(volume)
-    lungs = on_grid(coarse.astype(np.float32), own, volume.geometry) > 0.5
+    lungs = _lung_tissue(volume)
     for seed in seeds:
         yield seed, insert(volume, lungs, seed, count=_wanted(seed))
+
+
+def _lung_tissue(volume: Volume) -> np.ndarray:
+    """[D, H, W] bool: the lungs on the scan's grid, without gas in the bowel of a short scan.
+
+    Raises SeriesError where there are none.
+    """
+    from scipy import ndimage
+
+    coarse, own = lung_mask(volume)
+    mask = on_grid(coarse.astype(np.float32), own, volume.geometry) > 0.5
+    pieces, count = ndimage.label(mask)
+    medians = ndimage.median(volume.voxels, pieces, np.arange(1, count + 1))
+    medians = volume.slope * medians + volume.intercept
+    lungs = np.isin(pieces, 1 + np.flatnonzero(medians > _GAS_BELOW_HU))
+    if not lungs.any():
+        raise SeriesError(
+            f"{volume.source}: no lung tissue, only gas with medians of "
+            f"{', '.join(f'{m:.0f}' for m in medians)} HU. --into needs a chest CT"
+        )
+    return lungs
 
 
 def _in_int16(volume: Volume) -> Volume:
