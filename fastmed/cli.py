@@ -119,6 +119,8 @@ def phantom(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         seed=arguments.seed,
         positive_share=arguments.positive_share,
+        form=arguments.format,
+        into=arguments.into,
     ):
         print(path)
     return 0
@@ -263,7 +265,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "kind",
         metavar="KIND",
-        help="abdomen or archive (a mixture with flaws); to train: liver, chest, lungs, lesions",
+        help="abdomen or archive (a mixture with flaws); "
+        "to train: liver, chest, lungs, lesions, nodules",
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     command.add_argument("--count", type=int, default=1, metavar="N", help="scans (default: 1)")
@@ -273,6 +276,14 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="P",
         help="chest: share of scans with a mass in a lung (default: 0.1)",
+    )
+    command.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="nodules: nifti with tables of boxes, or dicom with VOC XML too (default: nifti)",
+    )
+    command.add_argument(
+        "--into", type=Path, metavar="SCAN", help="nodules: a chest CT that takes them (one scan)"
     )
 
     _add(commands, doctor, "show devices, engines, kernels, versions, and what is missing")
