@@ -131,7 +131,7 @@ class OnnxRuntimeEngine(_Tiles):
         self._channels = channels if isinstance(channels, int) else None
 
     def _run(self, tiles: Tensor) -> Tensor:
-        (logits,) = self._session.run([self._output], {self._input: tiles.numpy()})
+        (logits,) = self._session.run([self._output], {self._input: tiles.contiguous().numpy()})
         return torch.from_numpy(logits)
 
 
@@ -161,7 +161,7 @@ class OpenVinoEngine(_Tiles):
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(shape)
         request = self._compiled[shape]
-        request.infer([tiles.numpy()], share_inputs=True)
+        request.infer([tiles.contiguous().numpy()], share_inputs=True)
         return torch.from_numpy(request.get_output_tensor().data)
 
     def _compile(self, shape: tuple[int, ...]):

@@ -80,8 +80,11 @@ def seen_and_void(padded: Tensor, tiles: Tiles) -> tuple[list, list]:
     """
     seen, void = [], []
     for corner in tiles.corners:
-        # Asked this way round, a tile with NaN is not void: what is not finite must show.
-        (void if (padded[tiles.window(corner)] <= 0).all() else seen).append(corner)
+        tile = padded[tiles.window(corner)]
+        # Asked this way round, a tile with NaN is not void: what is not finite must show. Few
+        # voxels say of most tiles that they are not, in a hundredth of the time.
+        is_void = (tile[::8, ::8, ::8] <= 0).all() and (tile <= 0).all()
+        (void if is_void else seen).append(corner)
     return seen, void
 
 
@@ -104,11 +107,14 @@ def answers(
     images: Tensor | None = None
     for first in range(0, len(pieces), max(batch, 1)):
         group = pieces[first : first + batch]
-        for slot, piece in enumerate(group):
-            image = cut(piece)
-            if images is None:
-                images = torch.zeros(batch, *image.shape, device=image.device)
-            images[slot] = image
+        if batch == 1:
+            images = cut(group[0])[None]  # a view, which no one copies but who must
+        else:
+            for slot, piece in enumerate(group):
+                image = cut(piece)
+                if images is None:
+                    images = torch.zeros(batch, *image.shape, device=image.device)
+                images[slot] = image
         yield from zip(group, network(images), strict=False)
         progress(first + len(group), total)
 

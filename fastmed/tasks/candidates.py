@@ -6,6 +6,8 @@ host never waits between the network and the last box.
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -16,9 +18,8 @@ from fastmed.ops import nms_mask
 from fastmed.spec import Spec
 from fastmed.tasks.tiles import Tiles, lay_tiles
 
-# Boxes of one label that a tile or a slice may bring: torchvision's SSD takes as many of an image.
-_OF_A_TILE = {2: 400, 3: 1000}
-_OF_A_SCAN = 10_000  # of 3 dimensions, that are held against each other
+_OF_A_TILE = 400  # boxes of one label that a tile or slice brings; torchvision's SSD has as many
+_OF_A_SCAN = 4_000  # boxes that all tiles bring in 3 dimensions, each from as many as see it
 # Two tiles that see a finding's centre a hair apart on both sides of the border would both disown
 # it; by this much each looks beyond its own, and the double goes as any lesser of two that overlap.
 _BEYOND_VOXELS = 1.0
@@ -31,7 +32,8 @@ class Candidates(NamedTuple):
     boxes: [I, n, 2K] float32 in voxels of the grid (of the slice), within it.
     scores: [I, n] float32, falling; -1 where there is no box.
     labels: [I, n] int64, the spec's values.
-    finite: bool [], whether all that the network said was finite; else the rest means nothing.
+    finite: bool [], whether the network's scores were finite, and the codes of what it is most sure
+        of; else the rest means nothing.
     """
 
     boxes: Tensor
@@ -74,15 +76,24 @@ def candidates(raw: Tensor, spec: Spec, shape_zyx: tuple[int, int, int]) -> Cand
     (and one voxel beyond what that tile owns). The box around a cut finding has its centre nearer
     to the border than half of the overlap: where another tile is nearest, which saw it whole.
     """
-    k = spec.dimensions
-    codes, logits = raw.split([2 * k, spec.num_classes], dim=-1)
-    finite = torch.stack(raw.aminmax()).isfinite().all()
-    probabilities = torch.softmax(logits, dim=-1)[..., 1:].transpose(1, 2)  # [T, labels, N]
-    scores, place = probabilities.topk(min(_OF_A_TILE[k], raw.shape[1]), dim=-1)
+    axes = spec.dimensions
+    images, defaults_of_each, width = raw.shape
+    odds = _log_odds(raw[..., 2 * axes :])  # [T, labels, N]
+    finite = odds.isfinite().all()
+    odds, place = odds.topk(min(_OF_A_TILE, defaults_of_each), dim=-1)
+    scores = torch.sigmoid(odds)
     labels = torch.arange(1, spec.num_classes, device=raw.device)[:, None].expand_as(scores)
-    scores, place, labels = (each.flatten(1) for each in (scores, place, labels))
-    codes = codes.gather(1, place[..., None].expand(-1, -1, 2 * k))
-    if k == 2:
+    image = torch.arange(images, device=raw.device)[:, None, None].expand_as(scores)
+    scores, place, labels, image = (each.flatten(1) for each in (scores, place, labels, image))
+    if axes == 3:
+        most = math.ceil(_OF_A_SCAN * _redundancy(tiles_of(shape_zyx, spec)))
+        scores, best = scores.reshape(1, -1).topk(min(most, scores.numel()), dim=1)
+        place, labels, image = (each.reshape(-1)[best] for each in (place, labels, image))
+    rows = (image * defaults_of_each + place).flatten()
+    codes = raw.reshape(-1, width).index_select(0, rows)[:, : 2 * axes]
+    codes = codes.reshape(*place.shape, 2 * axes)
+    finite = finite & codes.isfinite().all()
+    if axes == 2:
         defaults = default_boxes_of(spec).to(raw.device, non_blocking=True)
         found = box_space.decode(codes, defaults[place], box_space.WEIGHTS_2D)
         found = _within(found, shape_zyx)
@@ -91,36 +102,46 @@ def candidates(raw: Tensor, spec: Spec, shape_zyx: tuple[int, int, int]) -> Cand
         tiles = tiles_of(shape_zyx, spec)
         defaults = default_boxes_of(spec, tiles.size_zyx).to(raw.device, non_blocking=True)
         found = box_space.decode(codes, defaults[place], box_space.WEIGHTS_3D)
-        found = _within(_placed(found, tiles), shape_zyx)
-        counts = _owned(found, tiles)
+        found = _within(_placed(found, image, tiles), shape_zyx)
+        counts = _owned(found, image, tiles)
     low, high = found.chunk(2, dim=-1)
     counts &= (low < high).all(-1) & (scores > 0) & (scores >= spec.detection.score_threshold)
     scores = scores.where(counts, _NONE)
-    if k == 3:
-        of_scan = (each.flatten(0, 1)[None] for each in (found, scores, labels))
-        found, scores, labels = _best(*of_scan, _OF_A_SCAN)
-    ranked = scores.where(scores >= 0, torch.nan)  # neither kept nor suppressing
+    ranked = scores.where(counts, torch.nan)  # neither kept nor suppressing
     kept = nms_mask(found, ranked, labels, spec.detection.iou_threshold)
     scores = scores.where(kept, _NONE)
-    return Candidates(*_best(found, scores, labels, spec.detection.max_boxes), finite)
+    scores, place = scores.topk(min(spec.detection.max_boxes, scores.shape[1]), dim=1)
+    found = found.gather(1, place[..., None].expand(-1, -1, 2 * axes))
+    return Candidates(found, scores, labels.gather(1, place), finite)
 
 
-def _placed(boxes: Tensor, tiles: Tiles) -> Tensor:
-    """Boxes [T, n, 6] in voxels of their tiles, in voxels of the grid."""
-    first = torch.tensor(tiles.corners, dtype=torch.float32).flip(-1).repeat(1, 2)
-    return boxes + first[:, None].to(boxes.device, non_blocking=True)
-
-
-def _owned(boxes: Tensor, tiles: Tiles) -> Tensor:
-    """Whether its tile owns each of the boxes [T, n, 6] in voxels of the grid: bool [T, n]."""
-    intervals = [torch.tensor(axis) for axis in tiles.owned()]
-    low, high = (
-        torch.stack(torch.meshgrid(*(axis[:, end] for axis in intervals[::-1]), indexing="ij"), -1)
-        .permute(2, 1, 0, 3)
-        .reshape(-1, 1, 3)
-        .to(boxes.device, non_blocking=True)
-        for end in (0, 1)
+def _log_odds(logits: Tensor) -> Tensor:
+    """What the sigmoid makes the softmax of logits [T, N, classes]: [T, labels, N], no class 0."""
+    if logits.shape[-1] == 2:
+        other, label = logits.unbind(-1)
+        return (label - other)[:, None]
+    labels = range(1, logits.shape[-1])
+    others = [logits[..., [c for c in range(logits.shape[-1]) if c != k]] for k in labels]
+    return torch.stack(
+        [logits[..., k] - each.logsumexp(-1) for k, each in zip(labels, others, strict=True)], dim=1
     )
+
+
+def _redundancy(tiles: Tiles) -> float:
+    """How many tiles see a voxel of the grid, on average."""
+    return len(tiles.corners) * math.prod(tiles.size_zyx) / math.prod(tiles.shape_zyx)
+
+
+def _placed(boxes: Tensor, image: Tensor, tiles: Tiles) -> Tensor:
+    """Boxes [I, n, 6] in voxels of the tiles that `image` [I, n] names, in voxels of the grid."""
+    first = torch.tensor(tiles.corners, dtype=torch.float32).flip(-1).repeat(1, 2)
+    return boxes + first.to(boxes.device, non_blocking=True)[image]
+
+
+def _owned(boxes: Tensor, image: Tensor, tiles: Tiles) -> Tensor:
+    """Whether the tile that `image` [I, n] names owns each of the boxes [I, n, 6] of the grid."""
+    intervals = torch.tensor([[*zip(*axes, strict=True)] for axes in product(*tiles.owned())])
+    low, high = intervals.flip(-1).to(boxes.device, non_blocking=True)[image].unbind(-2)
     middle = (boxes[..., :3] + boxes[..., 3:]) / 2
     return ((middle >= low - _BEYOND_VOXELS) & (middle < high + _BEYOND_VOXELS)).all(-1)
 
@@ -130,10 +151,3 @@ def _within(boxes: Tensor, shape_zyx: tuple[int, int, int]) -> Tensor:
     sides = list(shape_zyx[::-1])[: boxes.shape[-1] // 2] * 2
     columns = zip(boxes.unbind(-1), sides, strict=True)
     return torch.stack([column.clamp(-0.5, n - 0.5) for column, n in columns], dim=-1)
-
-
-def _best(boxes: Tensor, scores: Tensor, labels: Tensor, most: int) -> tuple[Tensor, ...]:
-    """The `most` best of each image by falling score, or all where they are fewer."""
-    scores, place = scores.topk(min(most, scores.shape[1]), dim=1)
-    boxes = boxes.gather(1, place[..., None].expand(-1, -1, boxes.shape[-1]))
-    return boxes, scores, labels.gather(1, place)
