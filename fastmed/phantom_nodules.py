@@ -105,7 +105,9 @@ def _save_dicom(made: NoduleScan, seed: int, output: Path) -> tuple[str, str, st
     letter = _TYPES[seed % len(_TYPES)]
     patient = f"Lung_Dx-{letter}{seed:04d}"
     path = f"dicom/{patient}/01-01-2000-phantom/1.000000-nodules"
-    files = write_dicom_ct(made.volume, output / path, patient=patient, description="nodules")
+    files = write_dicom_ct(
+        made.volume, output / path, patient=patient, patient_id=patient, description="nodules"
+    )
     headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     _, height, width = made.volume.geometry.shape_zyx
     for index, boxes in sorted(_boxes_by_slice(made, letter).items()):

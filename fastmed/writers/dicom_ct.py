@@ -22,6 +22,7 @@ def write_dicom_ct(
     *,
     series_uid: str = "",
     patient: str = "PHANTOM^FASTMED",
+    patient_id: str = "",
     description: str = "phantom",
     localizer: bool = False,
 ) -> list[Path]:
@@ -31,6 +32,7 @@ def write_dicom_ct(
         positions and orientation of each slice. A tilted gantry is a sheared z axis.
     series_uid: else one that follows from the volume's name and geometry, as all other UIDs do.
     patient: a name that cannot be taken for a person's; it is written as it stands.
+    patient_id: else one that follows from the volume, too.
     localizer: also writes localizer.dcm, a coronal projection in the same series.
 
     Returns the paths by rising z. The same volume gives the same bytes. Raises TypeError for
@@ -42,7 +44,7 @@ def write_dicom_ct(
     if abs(volume.geometry.directions[1] @ volume.geometry.directions[2]) > 1e-4:
         raise ValueError("rows and columns are not at right angles: DICOM cannot hold that")
     identity = f"{volume.name}\n{volume.geometry.shape_zyx}\n{volume.geometry.affine.tolist()}"
-    dataset = _series_dataset(volume, identity, series_uid, patient, description)
+    dataset = _series_dataset(volume, identity, series_uid, patient, patient_id, description)
     folder, paths = Path(folder), []
     for k, plane in enumerate(volume.voxels):
         _place(dataset, f"{identity}\n{k}", volume.geometry.to_world((k, 0, 0)), k + 1)
@@ -56,7 +58,7 @@ def write_dicom_ct(
     return paths
 
 
-def _series_dataset(volume: Volume, identity: str, series_uid: str, patient: str, description: str):
+def _series_dataset(volume: Volume, identity, series_uid, patient, patient_id, description):
     from pydicom.dataset import Dataset, FileMetaDataset
 
     _, step_y, step_x = volume.geometry.spacing_mm_zyx
@@ -74,7 +76,8 @@ def _series_dataset(volume: Volume, identity: str, series_uid: str, patient: str
     ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "CT", "fastmed", "phantom"
     ds.ReferringPhysicianName, ds.StudyDescription = "", "synthetic, no person"
     ds.SeriesDescription = description
-    ds.PatientName, ds.PatientID = patient, f"PHANTOM-{digest(identity)[:12]}"
+    ds.PatientName = patient
+    ds.PatientID = patient_id or f"PHANTOM-{digest(identity)[:12]}"
     ds.PatientBirthDate, ds.PatientSex = "", ""
     ds.KVP = ""
     ds.SliceThickness = _ds(abs(float(volume.geometry.steps_lps_mm[0] @ volume.geometry.normal)))
