@@ -140,6 +140,17 @@ class Recipe:
         known = {label.name for label in self.spec.labels}
         if unknown := self.values.keys() - known:
             raise ValueError(f"[values] {', '.join(sorted(unknown))}: no label of that name")
+        if self.spec.task == "detection":
+            self._check_detection()
+
+    def _check_detection(self) -> None:
+        if self.augmentation.elastic_p:
+            raise ValueError(
+                f"augmentation.elastic_p {self.augmentation.elastic_p}: a detection's boxes cannot "
+                "be bent with the image; set it to 0"
+            )
+        if self.values:
+            raise ValueError("[values]: for label maps; a detection's tables name their labels")
 
 
 _PARTS = {
