@@ -22,6 +22,12 @@ def patch_size(spec: Spec, wanted: tuple[int, int, int] | None) -> tuple[int, in
     return wanted or spec.tile_zyx
 
 
+def input_channels(spec: Spec) -> int:
+    """How many channels the spec's network takes."""
+    usual = 3 if spec.network.name == "ssd300_vgg16" else 1
+    return spec.network.arguments.get("in_channels", usual)
+
+
 def patch_start(
     stored: StoredCase, patch_zyx, spec: Spec, foreground: float, rng: np.random.Generator
 ) -> list[int]:
@@ -82,12 +88,26 @@ def patch_targets(
     return _targets(*_cut(flat, labels, np.array(patch_zyx[:0:-1])), device)
 
 
+def as_channels(slices: Tensor, spec: Spec) -> Tensor:
+    """[B, slices, H, W] as a network of 2 dimensions takes it; one slice fills all its channels."""
+    if spec.slices > 1:
+        return slices
+    return slices.expand(-1, input_channels(spec), -1, -1).contiguous()
+
+
 def tile_targets(boxes: Tensor, start_zyx, tile_zyx) -> Targets:
     """A tile's share of a scan's truth [n, 7], in voxels of the tile, by the rules of a patch."""
     rows = boxes.double().cpu().numpy()
     shift = np.tile(np.array(start_zyx[::-1], np.float64), 2)
     cut = _cut(rows[:, :6] - shift, rows[:, 6], np.array(tile_zyx[::-1]))
     return _targets(*cut, boxes.device)
+
+
+def slice_targets(boxes: Tensor, at: int, size_zyx) -> Targets:
+    """A slice's share of a scan's truth [n, 6], in voxels of the slice, by the rules of a patch."""
+    rows = boxes.double().cpu().numpy()
+    own = rows[rows[:, 0] == at]
+    return _targets(*_cut(own[:, 1:5], own[:, 5], np.array(size_zyx[:0:-1])), boxes.device)
 
 
 def _cut(boxes: np.ndarray, labels: np.ndarray, size: np.ndarray):

@@ -35,7 +35,7 @@ def box_problems(case: Case, scan: Geometry) -> tuple[list[str], list[str]]:
     ]
     warnings = []
     end = np.array(scan.shape_zyx[::-1]) - 0.5
-    for truth, box in zip(case.boxes, _in_scan(case, scan), strict=True):
+    for truth, box in zip(case.boxes, boxes_in_scan(case, scan), strict=True):
         said = truth.box_lps_mm or truth.box_px
         where = f"{case.name}: box {[round(float(v), 2) for v in said]}"
         where += "" if truth.slice is None else f" on slice {truth.slice}"
@@ -55,10 +55,11 @@ def boxes_on_grid(case: Case, scan: Geometry, grid: Geometry) -> np.ndarray:
     Of boxes in the patient [n, 7]: x1, y1, z1, x2, y2, z2 and the class. Of boxes on slices
     [n, 6]: the slice, x1, y1, x2, y2 and the class.
     """
-    boxes = moved_boxes(_in_scan(case, scan), grid.matrix_from(scan))
     classes = np.array([box.label for box in case.boxes], np.float64)[:, None]
-    if all(box.box_lps_mm is not None for box in case.boxes) and not case.slices:
+    if not case.slices:
+        boxes = boxes_from_lps(_corners(case), grid)
         return np.hstack([boxes, classes]).astype(np.float32)
+    boxes = moved_boxes(boxes_in_scan(case, scan), grid.matrix_from(scan))
     at = np.rint((boxes[:, 2] + boxes[:, 5]) / 2)[:, None]
     return np.hstack([at, boxes[:, (0, 1, 3, 4)], classes]).astype(np.float32)
 
@@ -70,13 +71,14 @@ def slices_on_grid(case: Case, scan: Geometry, grid: Geometry) -> tuple[int, ...
     return tuple(np.rint(grid.to_index(scan.to_world(places))[:, 0]).astype(int).tolist())
 
 
-def _in_scan(case: Case, scan: Geometry) -> np.ndarray:
+def boxes_in_scan(case: Case, scan: Geometry) -> np.ndarray:
     """[n, 6] float64: a case's boxes in voxels of its scan; those on slices one voxel deep."""
-    rows = np.zeros((len(case.boxes), 6))
-    for row, box in zip(rows, case.boxes, strict=True):
-        if box.box_lps_mm is not None:
-            row[:] = boxes_from_lps(np.array([box.box_lps_mm], np.float64), scan)[0]
-        else:
-            x1, y1, x2, y2 = box.box_px
-            row[:] = x1, y1, box.slice - 0.5, x2, y2, box.slice + 0.5
-    return rows
+    if not case.slices:
+        return boxes_from_lps(_corners(case), scan)
+    at = np.array([box.slice for box in case.boxes], np.float64)
+    x1, y1, x2, y2 = np.array([box.box_px for box in case.boxes]).reshape(-1, 4).T
+    return np.stack([x1, y1, at - 0.5, x2, y2, at + 0.5], axis=1)
+
+
+def _corners(case: Case) -> np.ndarray:
+    return np.array([box.box_lps_mm for box in case.boxes], np.float64).reshape(-1, 6)

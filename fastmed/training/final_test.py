@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from fastmed import bundle as bundles
-from fastmed import losses
 from fastmed.findings import Findings
 from fastmed.metrics.classification import ClassificationScores
 from fastmed.ops import dice_score, iou_score
@@ -21,6 +20,7 @@ from fastmed.training.loop import Job
 from fastmed.training.pictures import calibration_png
 from fastmed.training.recipe import Recipe
 from fastmed.training.stored_case import StoredCase
+from fastmed.training.task_loss import build_loss
 from fastmed.training.terminal import Terminal, figure
 from fastmed.training.validate import CaseResult, classify, run_cases, summarise
 from fastmed.writers.atomic import write_atomically
@@ -42,8 +42,7 @@ def final_test(
         return {}
     recipe, target, spec = job.recipe, job.run.path, job.recipe.spec
     network = bundles.read(target / "best").network().to(device)
-    weights = None if job.class_weights is None else torch.tensor(job.class_weights)
-    loss = losses.build(job.loss_name, num_classes=spec.num_classes, class_weights=weights)
+    loss = build_loss(recipe, job.loss_name, job.class_weights)
 
     def keep(case: StoredCase, findings: Findings) -> None:
         if case.case.has_truth or findings.labels is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmed import losses, models
+from fastmed import models
 from fastmed.errors import FastmedError
 from fastmed.training.batches import Batch, TrainingSet
 from fastmed.training.checkpoint import STATE_FILE, Progress, RandomState, load_state, save_state
@@ -22,6 +22,7 @@ from fastmed.training.recipe import Recipe
 from fastmed.training.run_folder import RunFolder
 from fastmed.training.stored_case import StoredCase
 from fastmed.training.tally import Tally
+from fastmed.training.task_loss import build_loss
 from fastmed.training.terminal import Terminal, figure
 from fastmed.training.validate import CaseResult, run_cases, summarise
 
@@ -63,10 +64,7 @@ def train_here(fabric, job: Job) -> dict[str, Any]:
         progress = load_state(state, parts)
     step_network = torch.compile(network) if loop.compile else network
     step_network, optimiser = fabric.setup(step_network, optimiser)
-    weights = None if job.class_weights is None else torch.tensor(job.class_weights)
-    classes = recipe.spec.num_classes
-    loss = losses.build(job.loss_name, num_classes=classes, class_weights=weights)
-    loss = loss.to(fabric.device)
+    loss = build_loss(recipe, job.loss_name, job.class_weights).to(fabric.device)
     batches = TrainingSet(
         job.train,
         recipe.spec,
@@ -218,6 +216,8 @@ def _guide(job: Job) -> tuple[str, int]:
     """
     if not any(case.case.has_truth for case in job.val):
         return "train_loss", -1
+    if any(case.case.boxes for case in job.val):
+        return ("val_cpm" if job.recipe.spec.dimensions == 3 else "val_iou"), 1
     if job.recipe.spec.task == "segmentation" and any(len(case.points) for case in job.val):
         return "val_dice", 1
     return "val_loss", -1

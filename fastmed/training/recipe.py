@@ -25,15 +25,20 @@ class Loss:
 
     class_weights: "none", "inverse" or "effective" (Cui et al. 2019, with `beta`), by the
         training cases of a classification.
+    matcher: which default boxes of a detection answer for which finding: "atss" or "iou"; None
+        takes the loss's own.
     """
 
     name: str = "ce"
     class_weights: str = "none"
     beta: float = 0.999
+    matcher: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("loss.class_weights", self.class_weights, ("none", "inverse", "effective"))
         _within("loss.beta", self.beta, 0, 1)
+        if self.matcher is not None:
+            _one_of("loss.matcher", self.matcher, ("atss", "iou"))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,19 @@ from fastmed.geometry import Geometry
 from fastmed.inference.case import Model
 from fastmed.inference.engines import NetworkEngine
 from fastmed.metrics.classification import ClassificationScores, classification_scores
+from fastmed.metrics.detection import DetectionScores, detection_scores
 from fastmed.ops import dice_score, iou_score, overlap_counts, window_resample
 from fastmed.preprocessing import to_grid
 from fastmed.spec import Spec
+from fastmed.training.box_scores import (
+    Found,
+    detection_panel,
+    scan_found,
+    scan_truth,
+    slice_found,
+    slice_truth,
+    tiles_loss,
+)
 from fastmed.training.pictures import Panel
 from fastmed.training.stored_case import StoredCase
 
@@ -29,6 +39,8 @@ class CaseResult:
 
     loss: None where the case has no truth. counts: int64 [classes, 3] of `overlap_counts` over
         the scan's own voxels, of a segmentation. probabilities: of a classification.
+    found, truth: of a detection, for `detection_scores`: one of each scan, in LPS mm, or one of
+        each slice that somebody looked at, in voxels of the grid. truth is () where nobody looked.
     """
 
     name: str
@@ -37,6 +49,8 @@ class CaseResult:
     counts: Tensor | None = None
     probabilities: tuple[float, ...] = ()
     target: int | None = None
+    found: tuple[Found, ...] = ()
+    truth: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     panel: Panel | None = field(default=None, repr=False)
 
 
@@ -86,6 +100,14 @@ def summarise(results: Sequence[CaseResult], spec: Spec) -> dict[str, float | No
             row |= {"accuracy": _known(scores.accuracy), "f1": _known(scores.f1)}
             row["auc"] = _known(scores.auc)
         return row
+    if spec.task == "detection":
+        scores = detect(results)
+        if scores is not None:
+            row |= {"iou": _known(scores.mean_iou), "ap10": _known(scores.ap[0.1])}
+            row["ap50"] = _known(scores.ap[0.5])
+            if spec.dimensions == 3:
+                row["cpm"] = _known(scores.froc.cpm)
+        return row
     counts = [result.counts for result in results if result.counts is not None]
     if counts:
         for name, score in (("dice", dice_score), ("iou", iou_score)):
@@ -106,6 +128,15 @@ def classify(results: Sequence[CaseResult], bootstraps: int = 0) -> Classificati
         np.array([result.target for result in known]),
         bootstraps=bootstraps,
     )
+
+
+def detect(results: Sequence[CaseResult], bootstraps: int = 0) -> DetectionScores | None:
+    """Scores of a detection over scans (in 2D slices) with a truth; None where there are none."""
+    known = [pair for r in results if r.truth for pair in zip(r.found, r.truth, strict=True)]
+    if not known:
+        return None
+    found, truth = zip(*known, strict=True)
+    return detection_scores(found, truth, bootstraps=bootstraps)
 
 
 def _segment(
@@ -147,7 +178,28 @@ def _classify(
     )
 
 
-_RUNS = {"segmentation": _segment, "classification": _classify}
+def _detect(
+    model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, keep
+) -> CaseResult:
+    volume = case.volume()
+    raw, grid = model.see(volume)
+    findings = model.decode(raw, grid, volume)
+    keep(case, findings)
+    value, truth = None, ()
+    if spec.dimensions == 3:
+        found = (scan_found(findings, spec),)
+    else:
+        found = tuple(slice_found(raw, case, spec))
+    if case.boxes is not None:
+        value = tiles_loss(raw, case, spec, loss)
+        truth = (scan_truth(case),) if spec.dimensions == 3 else tuple(slice_truth(case))
+    panel = detection_panel(case, findings, spec) if with_panel else None
+    return CaseResult(
+        case.case.name, case.case.patient, value, found=found, truth=truth, panel=panel
+    )
+
+
+_RUNS = {"segmentation": _segment, "classification": _classify, "detection": _detect}
 
 
 def _on_grid(labels: np.ndarray, geometry: Geometry, grid: Geometry, device) -> Tensor:
