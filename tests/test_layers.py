@@ -25,7 +25,7 @@ LAYERS = {
 # Neighbours in one layer that lean on each other, in this direction alone.
 ALLOWED = {
     ("spec_toml", "spec"), ("findings", "volume"), ("exporter", "bundle"), ("cli", "doctor"),
-    ("phantom_scans", "phantom_sets"),
+    ("phantom_scans", "phantom_sets"), ("losses", "boxes"),
 }  # fmt: skip
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 

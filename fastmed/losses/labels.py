@@ -45,13 +45,11 @@ def build(
         classes already, weighs that mean by them instead.
     ignore_index: a target label whose voxels or samples count nowhere and get no gradient.
 
-    Raises ValueError for an unknown name or a bad value, TypeError for an unknown option; the loss
-    raises ValueError for shapes that do not fit, and on CPU for a label out of range (on CUDA the
-    survey of the data has to find those before).
+    Raises ValueError for a bad value, TypeError for an unknown option; the loss raises ValueError
+    for shapes that do not fit, and on CPU for a label out of range (on CUDA the survey of the data
+    has to find those before).
     """
-    if name not in _LOSSES:
-        raise ValueError(f"loss {name!r} is unknown; known are {', '.join(_LOSSES)}")
-    known = list(inspect.signature(_LOSSES[name]).parameters)[1:]
+    known = list(inspect.signature(LOSSES[name]).parameters)[1:]
     for option in options.keys() - set(known):
         raise TypeError(
             f"loss {name}: option {option!r} is unknown; it has {', '.join(known) or 'none'}"
@@ -60,7 +58,7 @@ def build(
         raise ValueError(f"loss {name}: num_classes {num_classes}: expected at least 2")
     if class_weights is not None:
         _check_weights(name, num_classes, class_weights)
-    return _LOSSES[name](_Common(name, num_classes, class_weights, ignore_index), **options)
+    return LOSSES[name](_Common(name, num_classes, class_weights, ignore_index), **options)
 
 
 def _check_weights(name: str, num_classes: int, weights: Tensor) -> None:
@@ -149,7 +147,7 @@ class _Loss(nn.Module):
         return self.class_weights[labels.long()]
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -165,7 +163,7 @@ def _margin(logits: Tensor) -> Tensor:
 
 def _surprise(logits: Tensor, labels: Tensor) -> Tensor:
     """-log of the probability given to the target, [B, *spatial]."""
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     if logits.shape[1] <= 2:
         margin = _margin(logits)
         truth = labels.to(margin.dtype)
@@ -189,11 +187,11 @@ class _Focal(_Loss):
 
     def __init__(self, common: _Common, gamma: float = 2.0):
         super().__init__(common)
-        self.gamma = _at_least_zero(self.name, "gamma", gamma)
+        self.gamma = at_least_zero(self.name, "gamma", gamma)
 
     def per_sample(self, logits: Tensor, truth: _Truth) -> Tensor:
         surprise = _surprise(logits, truth.labels)
-        return self._mean(_power(-torch.expm1(-surprise), self.gamma) * surprise, truth)
+        return self._mean(power(-torch.expm1(-surprise), self.gamma) * surprise, truth)
 
 
 class _Dice(_Loss):
@@ -260,12 +258,12 @@ class _Asymmetric(_Loss):
         super().__init__(common)
         if not 0 <= clip < 1:
             raise ValueError(f"loss {self.name}: clip {clip}: expected at least 0 and below 1")
-        self.gamma_positive = _at_least_zero(self.name, "gamma_positive", gamma_positive)
-        self.gamma_negative = _at_least_zero(self.name, "gamma_negative", gamma_negative)
+        self.gamma_positive = at_least_zero(self.name, "gamma_positive", gamma_positive)
+        self.gamma_negative = at_least_zero(self.name, "gamma_negative", gamma_negative)
         self.clip = clip
 
     def per_sample(self, logits: Tensor, truth: _Truth) -> Tensor:
-        logits = _at_least_float32(logits)
+        logits = at_least_float32(logits)
         labels = truth.labels[:, None]
         if logits.shape[1] <= 2:
             margin = _margin(logits)[:, None]
@@ -278,12 +276,12 @@ class _Asymmetric(_Loss):
             classes = torch.arange(logits.shape[1], device=logits.device)
             positive = labels == classes.view(-1, *[1] * (labels.dim() - 2))
         rest = log_rest.exp()
-        hit = -_power(rest, self.gamma_positive) * log_p
+        hit = -power(rest, self.gamma_positive) * log_p
         if self.clip:
             kept = (rest + self.clip).clamp_max(1)  # 1 - q
-            miss = -_power(1 - kept, self.gamma_negative) * kept.log()
+            miss = -power(1 - kept, self.gamma_negative) * kept.log()
         else:
-            miss = -_power(log_p.exp(), self.gamma_negative) * log_rest
+            miss = -power(log_p.exp(), self.gamma_negative) * log_rest
         return self._mean(torch.where(positive, hit, miss).sum(1), truth)
 
 
@@ -316,20 +314,20 @@ def _combined(
     return _Sum(common, 0.5, _Focal(common, gamma), _Dice(common, smooth, classes))
 
 
-def _power(base: Tensor, exponent: float) -> Tensor:
+def power(base: Tensor, exponent: float) -> Tensor:
     """base ** exponent with a finite gradient at base 0 also for exponents below 1."""
     if exponent == 0:
         return torch.ones_like(base)
     return base.clamp_min(torch.finfo(base.dtype).tiny).pow(exponent)
 
 
-def _at_least_zero(name: str, option: str, value: float) -> float:
+def at_least_zero(name: str, option: str, value: float) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"loss {name}: {option} {value}: expected a number of at least 0")
     return value
 
 
-_LOSSES = {
+LOSSES = {
     "ce": _CrossEntropy,
     "focal": _Focal,
     "dice": _Dice,
