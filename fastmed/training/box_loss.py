@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fastmed import losses
-from fastmed.boxes import (
-    SSD300_PER_LEVEL,
-    boxes_per_level,
-    default_boxes,
-    default_boxes_ssd300,
-    diameters_in_voxels,
-)
+from fastmed.boxes import SSD300_PER_LEVEL, boxes_per_level
 from fastmed.losses import Targets
 from fastmed.spec import Spec
+from fastmed.tasks.candidates import default_boxes_of
 
 PREFIX = "detection_"
 # What torchvision's ssd300_vgg16 is trained by.
@@ -24,12 +19,11 @@ _OF_SSD300 = {"matcher": "iou", "box_loss": "smooth_l1", "empty_negatives": 0}
 
 def grid_defaults(spec: Spec, size_zyx: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
     """Default boxes [N, 2K] of a grid of this size in its voxels, and how many each level has."""
+    defaults = default_boxes_of(spec, tuple(size_zyx))
     if spec.dimensions == 2:
-        return default_boxes_ssd300(), SSD300_PER_LEVEL
+        return defaults, SSD300_PER_LEVEL
     found = spec.detection
-    diameters = diameters_in_voxels(found.diameters_mm, spec.spacing_mm_zyx)
-    per_level = boxes_per_level(size_zyx, found.strides, len(found.diameters_mm[0]))
-    return default_boxes(size_zyx, found.strides, diameters), per_level
+    return defaults, boxes_per_level(size_zyx, found.strides, len(found.diameters_mm[0]))
 
 
 class BoxLoss(nn.Module):

@@ -3,81 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastmed.boxes import WEIGHTS_2D, WEIGHTS_3D, boxes_from_lps, decode
+from fastmed.boxes import boxes_from_lps
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
 from fastmed.losses import Targets
-from fastmed.ops import batched_nms, box_iou
+from fastmed.ops import box_iou
 from fastmed.spec import Spec
-from fastmed.tasks.tiles import lay_tiles
-from fastmed.training.box_loss import BoxLoss, grid_defaults
+from fastmed.tasks.candidates import candidates, tiles_of
+from fastmed.training.box_loss import BoxLoss
 from fastmed.training.box_targets import slice_targets, tile_targets
 from fastmed.training.box_truth import boxes_in_scan
 from fastmed.training.pictures import Panel
 from fastmed.training.stored_case import StoredCase
 
-_CANDIDATES = 400  # boxes of a patch or slice that may become findings, the best by score
-_TILES_AT_ONCE = 4
-
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [n, 2K], scores [n], labels [n]
 
 
-def found_in(output: Tensor, defaults: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
-    """The findings of one patch or slice: boxes [n, 2K] in its voxels, scores and labels.
+def best_ious(output: Tensor, targets: Sequence[Targets], patch_zyx, spec: Spec) -> Tensor:
+    """For each true box of a batch the best IoU of a finding of its label, 0 where none; [n].
 
-    output: [N, 2K + classes]. The spec's thresholds and number of boxes count, as in inference.
+    output: [B, N, 2K + classes]. Findings are those that inference would have in a scan as large as
+    the patch: above the spec's score threshold, after its suppression of overlaps.
     """
-    corners = defaults.shape[1]
-    scores = output[:, corners:].float().softmax(-1)[:, 1:]
-    best, at = scores.flatten().topk(min(_CANDIDATES, scores.numel()))
-    at = at[best >= spec.detection.score_threshold]
-    best = best[: len(at)]
-    row, labels = at // scores.shape[1], at % scores.shape[1] + 1
-    weights = WEIGHTS_2D if corners == 4 else WEIGHTS_3D
-    boxes = decode(output[row, :corners].float(), defaults[row], weights)
-    kept = batched_nms(
-        boxes, best, labels, spec.detection.iou_threshold, max_output=spec.detection.max_boxes
-    )
-    return boxes[kept], best[kept], labels[kept]
-
-
-def best_ious(output: Tensor, targets: Sequence[Targets], defaults: Tensor, spec: Spec) -> Tensor:
-    """For each true box of a batch the best IoU of a finding of its label, 0 where none; [n]."""
+    output = output.float()
+    if spec.dimensions == 2:
+        found = candidates(output, spec, (len(output), *spec.size_zyx[1:]))
+        images = list(zip(found.boxes, found.scores, found.labels, strict=True))
+    else:
+        of_patch = replace(spec, tile_zyx=tuple(patch_zyx), size_multiple=1)
+        each = [candidates(rows[None], of_patch, tuple(patch_zyx)) for rows in output]
+        images = [(one.boxes[0], one.scores[0], one.labels[0]) for one in each]
     ious = []
-    for rows, truth in zip(output, targets, strict=True):
+    for (boxes, scores, labels), truth in zip(images, targets, strict=True):
         counts = truth.labels > 0
-        boxes, _, labels = found_in(rows, defaults, spec)
         iou = box_iou(boxes, truth.boxes[counts])
-        iou = iou * (labels[:, None] == truth.labels[counts])
-        nothing = iou.new_zeros(1, iou.shape[1])
-        ious.append(torch.cat([iou, nothing]).amax(0))
+        is_there = (scores >= 0)[:, None] & (labels[:, None] == truth.labels[counts])
+        ious.append(torch.cat([iou * is_there, iou.new_zeros(1, iou.shape[1])]).amax(0))
     return torch.cat(ious)
 
 
 def tiles_loss(raw: Tensor, case: StoredCase, spec: Spec, loss: BoxLoss) -> float:
-    """Mean loss over the tiles of a scan, or over those slices that somebody looked at.
+    """The loss of a scan: that of all its tiles, or of the slices looked at, as one batch.
 
-    raw: [T, N, 2K + classes] as inference saw the case. Tiles count alike, as patches do.
+    raw: [T, N, 2K + classes] as inference saw the case.
     """
-    truth = torch.from_numpy(np.array(case.boxes)).to(raw.device)
+    truth = np.array(case.boxes)
     if spec.dimensions == 2:
         size = spec.size_zyx
-        seen = [(at, slice_targets(truth, at, size)) for at in case.slices]
+        targets = [slice_targets(truth, at, size, raw.device) for at in case.slices]
+        raw = raw[list(case.slices)]
     else:
-        tiles = lay_tiles(case.grid.shape_zyx, spec.tile_zyx, spec.overlap, spec.size_multiple)
+        tiles = tiles_of(case.grid.shape_zyx, spec)
         size = tiles.size_zyx
-        seen = [(k, tile_targets(truth, at, size)) for k, at in enumerate(tiles.corners)]
-    of_tile = loss.of_tile(size, raw)
-    total = 0.0
-    for first in range(0, len(seen), _TILES_AT_ONCE):
-        numbers, targets = zip(*seen[first : first + _TILES_AT_ONCE], strict=True)
-        total += float(of_tile(raw[list(numbers)], targets)) * len(numbers)
-    return total / len(seen)
+        targets = [tile_targets(truth, at, size, raw.device) for at in tiles.corners]
+    return float(loss.of_tile(size, raw)(raw, targets))
 
 
 def scan_found(findings: Findings, spec: Spec) -> Found:
@@ -96,10 +81,13 @@ def scan_truth(case: StoredCase) -> tuple[np.ndarray, np.ndarray]:
 
 def slice_found(raw: Tensor, case: StoredCase, spec: Spec) -> list[Found]:
     """What was found on each slice that somebody looked at, in voxels of the grid."""
-    defaults, _ = grid_defaults(spec, spec.size_zyx)
-    defaults = defaults.to(raw.device)
-    found = (found_in(raw[at], defaults, spec) for at in case.slices)
-    return [tuple(part.double().cpu().numpy() for part in each) for each in found]
+    seen = raw[list(case.slices)]
+    found = candidates(seen, spec, (len(seen), *spec.size_zyx[1:]))
+    each = (part.cpu().numpy() for part in found[:3])
+    return [
+        (boxes[scores >= 0], scores[scores >= 0], labels[scores >= 0])
+        for boxes, scores, labels in zip(*each, strict=True)
+    ]
 
 
 def slice_truth(case: StoredCase) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -95,19 +95,18 @@ def as_channels(slices: Tensor, spec: Spec) -> Tensor:
     return slices.expand(-1, input_channels(spec), -1, -1).contiguous()
 
 
-def tile_targets(boxes: Tensor, start_zyx, tile_zyx) -> Targets:
+def tile_targets(boxes: np.ndarray, start_zyx, tile_zyx, device) -> Targets:
     """A tile's share of a scan's truth [n, 7], in voxels of the tile, by the rules of a patch."""
-    rows = boxes.double().cpu().numpy()
+    rows = boxes.astype(np.float64)
     shift = np.tile(np.array(start_zyx[::-1], np.float64), 2)
     cut = _cut(rows[:, :6] - shift, rows[:, 6], np.array(tile_zyx[::-1]))
-    return _targets(*cut, boxes.device)
+    return _targets(*cut, device)
 
 
-def slice_targets(boxes: Tensor, at: int, size_zyx) -> Targets:
+def slice_targets(boxes: np.ndarray, at: int, size_zyx, device) -> Targets:
     """A slice's share of a scan's truth [n, 6], in voxels of the slice, by the rules of a patch."""
-    rows = boxes.double().cpu().numpy()
-    own = rows[rows[:, 0] == at]
-    return _targets(*_cut(own[:, 1:5], own[:, 5], np.array(size_zyx[:0:-1])), boxes.device)
+    own = boxes[boxes[:, 0] == at].astype(np.float64)
+    return _targets(*_cut(own[:, 1:5], own[:, 5], np.array(size_zyx[:0:-1])), device)
 
 
 def _cut(boxes: np.ndarray, labels: np.ndarray, size: np.ndarray):

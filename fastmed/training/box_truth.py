@@ -21,12 +21,14 @@ def size_mm(box: TruthBox, scan: Geometry) -> float:
     return float(((x2 - x1) * x_mm + (y2 - y1) * y_mm) / 2)
 
 
-def box_problems(case: Case, scan: Geometry) -> tuple[list[str], list[str]]:
+def box_problems(case: Case, scan: Geometry, grid: Geometry) -> tuple[list[str], list[str]]:
     """What is wrong with a case's boxes, and what is doubtful, a line for each.
 
     A box (and a slice that is listed) outside the scan is wrong; a box that leaves it by more than
-    a voxel is doubtful.
+    a voxel is doubtful. grid: the network's; slices that are listed must be slices of it.
     """
+    if case.slices and np.abs(grid.matrix_from(scan)[0, 1:3]).max() > 1e-6:
+        return [f"{case.name}: its slices are not axial; slices.csv and its network need that"], []
     problems = [
         f"{case.name}: slice {at} outside the scan, which has the slices 0 to "
         f"{scan.shape_zyx[0] - 1}"

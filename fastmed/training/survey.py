@@ -171,7 +171,7 @@ def _absent_classes(found: Survey, spec: Spec) -> list[str]:
 def _examined(case: Case, spec: Spec, meaning: LabelValues):
     """Returns the facts, the problems and the warnings of one case."""
     volume = read_image(case, spec)
-    network_grid(case, volume, spec)
+    grid = network_grid(case, volume, spec)
     facts = CaseFacts(
         case.name,
         volume.voxels.shape,
@@ -182,7 +182,7 @@ def _examined(case: Case, spec: Spec, meaning: LabelValues):
     if spec.dimensions == 2 and spec.modality == "grey" and volume.voxels.shape[0] != 1:
         return facts, [f"{case.name}: {volume.voxels.shape[0]} slices, expected one image"], []
     if case.boxes is not None:
-        problems, warnings = box_problems(case, volume.geometry)
+        problems, warnings = box_problems(case, volume.geometry, grid)
         sizes = tuple((box.label, size_mm(box, volume.geometry)) for box in case.boxes)
         return replace(facts, findings=sizes), problems, warnings
     if case.label is None:

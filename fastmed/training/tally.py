@@ -12,7 +12,6 @@ from fastmed.errors import FastmedError
 from fastmed.ops import overlap_counts
 from fastmed.spec import Spec
 from fastmed.training.batches import Batch
-from fastmed.training.box_loss import grid_defaults
 from fastmed.training.box_scores import best_ious
 
 
@@ -25,7 +24,6 @@ class Tally:
         classes = spec.num_classes
         self._counts = torch.zeros(classes, 3, dtype=torch.int64, device=device)
         self._ious = torch.zeros(2, dtype=torch.float64, device=device)  # sum, true boxes
-        self._defaults: Tensor | None = None  # of a detection's patch
         self._right = torch.zeros(2, dtype=torch.int64, device=device)  # and how many there are
         self.running = math.nan
 
@@ -49,17 +47,14 @@ class Tally:
             self._counts += overlap_counts(said, target, len(self._counts)).sum(0)
 
     def _add_boxes(self, output: Tensor, batch: Batch) -> None:
-        if self._defaults is None:
-            defaults, _ = grid_defaults(self._spec, batch.image.shape[2:])
-            self._defaults = defaults.to(output.device)
-        ious = best_ious(output, batch.target, self._defaults, self._spec).double()
+        ious = best_ious(output, batch.target, batch.image.shape[2:], self._spec).double()
         self._ious += torch.stack([ious.sum(), ious.new_tensor(len(ious))])
 
     def row(self, fabric) -> dict[str, Any]:
         """Loss, accuracy and, of a segmentation, Dice and IoU over all voxels of the epoch.
 
         Of a detection loss and IoU: the mean over the true boxes of all patches of the best IoU of
-        a finding (`box_scores.found_in`), 0 where there is none.
+        a finding (`box_scores.best_ious`), 0 where there is none.
         """
         losses = fabric.all_reduce(self._losses, reduce_op="sum")
         row = {"train_loss": float(losses[0] / losses[1])}
