@@ -15,7 +15,7 @@ PACKAGE = PROJECT / "fastmed"
 LAYERS = {
     0: ["errors", "_C", "_C_cuda"],
     1: ["ops", "geometry", "spec", "spec_toml"],
-    2: ["volume", "findings", "boxes", "losses", "metrics", "integrations"],
+    2: ["volume", "findings", "boxes", "slice_boxes", "losses", "metrics", "integrations"],
     3: ["readers", "writers", "preprocessing", "models", "tasks", "phantom"],
     4: ["bundle", "exporter", "phantom_scans", "phantom_sets"],
     5: ["inference"],
