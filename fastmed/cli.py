@@ -242,7 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "kind",
         metavar="KIND",
-        help="abdomen or archive (a mixture with flaws); to train: liver, chest, lungs, lesions",
+        help="abdomen or archive (a mixture with flaws); "
+        "to train: liver, chest, lungs, lesions, nodules",
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     command.add_argument("--count", type=int, default=1, metavar="N", help="scans (default: 1)")

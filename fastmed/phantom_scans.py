@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmed import phantom_sets
+from fastmed import phantom_nodules, phantom_sets
 from fastmed.errors import UsageError
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
@@ -19,7 +19,7 @@ from fastmed.writers.atomic import write_atomically
 from fastmed.writers.dicom_ct import write_dicom_ct
 from fastmed.writers.nifti import write_labels
 
-KINDS = ("abdomen", "archive", *phantom_sets.WRITERS)
+KINDS = ("abdomen", "archive", *phantom_sets.WRITERS, "nodules")
 POSITIVE_SHARE = 0.1  # of the chests, unless the caller names another
 
 
@@ -74,6 +74,8 @@ def write_phantoms(
     if kind == "chest":
         share = POSITIVE_SHARE if positive_share is None else positive_share
         return phantom_sets.write_chest(output, count, seed, share)
+    if kind == "nodules":
+        return phantom_nodules.write_nodules(output, count, seed)
     if kind in phantom_sets.WRITERS:
         return phantom_sets.WRITERS[kind](output, count, seed)
     return _write_scans(kind, output, count, seed)

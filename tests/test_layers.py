@@ -17,7 +17,7 @@ LAYERS = {
     1: ["ops", "geometry", "spec", "spec_toml"],
     2: ["volume", "findings", "boxes", "slice_boxes", "losses", "metrics", "integrations"],
     3: ["readers", "writers", "preprocessing", "models", "tasks", "phantom"],
-    4: ["bundle", "exporter", "phantom_scans", "phantom_sets"],
+    4: ["bundle", "exporter", "phantom_scans", "phantom_sets", "phantom_nodules"],
     5: ["inference"],
     6: ["training"],
     7: ["cli", "doctor"],
@@ -25,7 +25,7 @@ LAYERS = {
 # Neighbours in one layer that lean on each other, in this direction alone.
 ALLOWED = {
     ("spec_toml", "spec"), ("findings", "volume"), ("exporter", "bundle"), ("cli", "doctor"),
-    ("phantom_scans", "phantom_sets"), ("losses", "boxes"),
+    ("phantom_scans", "phantom_sets"), ("losses", "boxes"), ("phantom_scans", "phantom_nodules"),
 }  # fmt: skip
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 

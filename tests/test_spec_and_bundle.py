@@ -52,7 +52,10 @@ WRONG_FIELDS = {
     "neither": ({"spacing_mm_zyx": None}, "one of them, not both or none"),
     "size": ({"spacing_mm_zyx": None, "size_zyx": (8, 0, 8)}, r"size_zyx \(8, 0, 8\)"),
     "no tile": ({"tile_zyx": None}, "a segmentation and a detection of 3 dimensions have tiles"),
-    "tiles of a classification": ({"task": "classification"}, "of 3 dimensions have tiles, others none"),
+    "tiles of a classification": (
+        {"task": "classification"},
+        "of 3 dimensions have tiles, others none",
+    ),
     "grey of background": ({"labels": (Label(1, "a", grey=0),)}, "others than 0"),
     "equal greys": ({"labels": (Label(1, "a", grey=2), Label(2, "b"))}, "all unlike"),
 }

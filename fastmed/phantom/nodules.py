@@ -1,0 +1,153 @@
+"""Lung nodules with known boxes, in synthetic chests and in the lungs of a scan that is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from fastmed.geometry import Geometry
+from fastmed.phantom.fields import Tube, scanner_noise
+from fastmed.phantom.nodule_distractors import Taken, add_distractors, find_place, is_free
+from fastmed.phantom.nodule_shapes import Nodule, draw_nodule
+from fastmed.phantom.opacities import Scene
+from fastmed.phantom.thorax import healthy_body
+from fastmed.volume import Volume
+
+KINDS = ("solid", "part-solid", "ground-glass")
+_LEAST_MM = {"solid": 4.2, "part-solid": 7.0, "ground-glass": 6.5}
+_MOST_MM = 19.5
+_GAP_MM = 5.0  # between two nodules
+
+
+@dataclass(frozen=True, eq=False)
+class NoduleScan:
+    """One scan with nodules.
+
+    volume: HU; nodules: of 4 to 20 mm; tiny: below 3 mm, which nobody is asked to find.
+    lungs: [D, H, W] bool; both lungs with their vessels and nodules.
+    """
+
+    volume: Volume
+    nodules: tuple[Nodule, ...]
+    tiny: tuple[Nodule, ...]
+    lungs: np.ndarray
+
+
+def nodule_chest(geometry: Geometry, seed: int, *, count: int) -> NoduleScan:
+    """Makes one synthetic CT of the chest with `count` nodules of 4 to 20 mm.
+
+    Half are solid, the rest part-solid (from 7 mm on) or ground glass (from 6.5 mm); some stand
+    alone, some lean on a vessel or on the pleura. As dense and as wide as they are vessels, rods,
+    plates, plaques on the pleura, widened bronchi and scars, in every scan alike; what tells a
+    nodule is that it is round in all three directions. Where no room is left there are fewer.
+
+    geometry: an upright grid in LPS mm, the patient's axis through x = y = 0, diaphragm near
+        z = -90, tips of the lungs near z = 120.
+    seed: anatomy, nodules, noise; the global random state stays untouched.
+    """
+    anatomy, wanted, wrong, noise = (np.random.default_rng([seed, 9, k]) for k in range(4))
+    body = healthy_body(anatomy, geometry, thinnest_mm=0.9)
+    voxel_mm = float(np.mean(geometry.spacing_mm_zyx[1:]))
+    scene = Scene(geometry, body.lungs, body.cavity, body.left > 0, body.hu, voxel_mm)
+    taken: Taken = []
+    planned = []
+    for _ in range(count):
+        kind = str(wanted.choice(KINDS, p=(0.5, 0.25, 0.25)))
+        diameter = _diameter(wanted, kind)
+        centre = _place(wanted, scene, body.vessels, body.tubes, diameter, taken)
+        if centre is not None:
+            planned.append((kind, centre, diameter))
+            taken.append((centre, diameter / 2))
+    specks = []
+    for _ in range(wanted.integers(0, 4)):
+        centre = find_place(wanted, scene, lambda at: scene.lungs[at] > 4)
+        if centre is not None and is_free(taken, centre[None], 12):
+            specks.append(centre)
+            taken.append((centre, 1.5))
+    add_distractors(wrong, scene, taken)
+    lungs = scene.lungs
+    nodules = []
+    for kind, centre, diameter in planned:
+        drawn = draw_nodule(
+            wanted, geometry, scene.hu, lungs, kind, centre, diameter, wanted.uniform(-20, 90)
+        )
+        if drawn is not None:
+            nodules.append(drawn[0])
+    tiny = []
+    for centre in specks:
+        drawn = draw_nodule(
+            wanted, geometry, scene.hu, lungs, "tiny", centre, wanted.uniform(2, 2.8), 40.0
+        )
+        if drawn is not None:
+            tiny.append(drawn[0])
+    hu = scene.hu
+    blur = [0.0, *(noise.uniform(0.6, 0.9) / s for s in geometry.spacing_mm_zyx[1:])]
+    hu = ndimage.gaussian_filter(hu, blur, truncate=2)
+    hu += scanner_noise(noise, geometry.shape_zyx, noise.uniform(14, 32))
+    np.rint(hu, out=hu)
+    voxels = np.clip(hu, -1024, 3071, out=hu).astype(np.int16)
+    name = f"nodules-{seed:05d}"
+    volume = Volume(voxels, geometry, name=name, source=name)
+    return NoduleScan(volume, tuple(nodules), tuple(tiny), lungs > 0)
+
+
+def _diameter(rng: np.random.Generator, kind: str) -> float:
+    """Small ones are the more frequent: log-uniform from the least diameter of the kind on."""
+    low, high = np.log(_LEAST_MM[kind]), np.log(_MOST_MM)
+    return float(np.exp(rng.uniform(low, high)))
+
+
+def _place(
+    rng: np.random.Generator,
+    scene: Scene,
+    vessels: np.ndarray,
+    tubes: list[Tube],
+    diameter_mm: float,
+    taken: Taken,
+) -> np.ndarray | None:
+    """A centre (x, y, z in LPS mm) in free lung, at a vessel or at the wall; None without room."""
+    radius = diameter_mm / 2
+    where = rng.choice(("free", "vessel", "pleura"), p=(0.4, 0.35, 0.25))
+    for _ in range(40):
+        centre = None
+        if where == "vessel":
+            centre = _beside_a_vessel(rng, scene, tubes, radius)
+        elif where == "pleura":
+            # Half of it and more stands out of the chest wall; the middle of the chest is no wall.
+            centre = find_place(
+                rng,
+                scene,
+                lambda at: (
+                    0.45 * radius < scene.lungs[at] < 0.9 * radius
+                    and scene.cavity[at] < scene.lungs[at] + 1
+                ),
+            )
+        if centre is None:
+            centre = find_place(
+                rng,
+                scene,
+                lambda at: scene.lungs[at] > radius + 1 and vessels[at] < -min(radius, 3.0),
+            )
+        if centre is not None and is_free(taken, centre[None], radius + _GAP_MM):
+            return centre
+    return None
+
+
+def _beside_a_vessel(rng, scene: Scene, tubes: list[Tube], radius: float) -> np.ndarray | None:
+    """A point whose sphere leans on a vessel of at most 0.6 of its radius."""
+    last = np.array(scene.lungs.shape) - 1
+    for tube in (tubes[k] for k in rng.integers(0, len(tubes), 400)):
+        if tube.start_radius > 0.6 * radius:
+            continue
+        axis = tube.end - tube.start
+        side = np.cross(axis, rng.standard_normal(3))
+        away = rng.uniform(0.4, 1) * radius + 0.5 * tube.start_radius
+        centre = tube.start + rng.uniform(0.2, 0.8) * axis + side / np.linalg.norm(side) * away
+        index = np.rint(scene.geometry.to_index(centre)).astype(int)
+        if (index < 0).any() or (index > last).any():
+            continue
+        if scene.lungs[tuple(index)] > radius + 1:
+            return centre
+    return None
