@@ -109,13 +109,24 @@ class DetectionLoss(nn.Module):
         per_level: Sequence[int],
         targets: Sequence[Targets],
     ) -> Tensor:
-        """The loss of a batch, a scalar of at least float32.
+        """The loss of a batch, a scalar of at least float32: the two `parts`, weighted and summed.
 
         output: [B, N, 2K + num_classes], codes first. defaults: [N, 2K] corners, level after level;
         per_level: how many each level has. targets: one per sample.
 
         Raises ValueError for shapes that do not fit, and on CPU for a label or a box out of range.
         """
+        classes, boxes = self.parts(output, defaults, per_level, targets)
+        return classes + self.box_weight * boxes
+
+    def parts(
+        self,
+        output: Tensor,
+        defaults: Tensor,
+        per_level: Sequence[int],
+        targets: Sequence[Targets],
+    ) -> tuple[Tensor, Tensor]:
+        """The losses of the classes and of the boxes, of what `forward` takes."""
         self._check(output, defaults, targets)
         output = at_least_float32(output)
         codes, logits = output.split([defaults.shape[1], self.num_classes], -1)
@@ -126,7 +137,8 @@ class DetectionLoss(nn.Module):
         sample, place = (labels > 0).nonzero(as_tuple=True)
         box_loss = self._of_boxes(codes[sample, place], truth, defaults[place])
         of_kind = self._focal if self.kind == "focal" else self._hard_negative
-        return (of_kind(logits, labels) + self.box_weight * box_loss) / max(1, len(place))
+        matched = max(1, len(place))
+        return of_kind(logits, labels) / matched, box_loss / matched
 
     def _answers(
         self, defaults: Tensor, per_level: Sequence[int], target: Targets
