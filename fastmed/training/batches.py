@@ -75,7 +75,9 @@ class Sampling:
             raise ValueError("sampling: a classification has its whole grid: no patch, no crop")
         if spec.task == "detection" and spec.dimensions == 2:
             if self.patch_zyx or self.crop != "scan":
-                raise ValueError("sampling: a detection of slices has whole ones: no patch, no crop")
+                raise ValueError(
+                    "sampling: a detection of slices has whole ones: no patch, no crop"
+                )
         elif spec.task == "detection" and self.crop == "label":
             raise ValueError("sampling: crop label is for label maps; see foreground")
         if not classifies and self.balance != "none":

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastmed.boxes import boxes_from_lps
 from fastmed.findings import Findings
-from fastmed.geometry import Geometry
 from fastmed.losses import Targets
 from fastmed.ops import box_iou
 from fastmed.spec import Spec

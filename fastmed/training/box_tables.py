@@ -183,9 +183,7 @@ def _luna16(table: Path, rows, spec: Spec, problems: list[str]) -> list[tuple[st
         if name is None or any(part.startswith((".", "seg-")) for part in (*folders, path.name)):
             continue
         if name in scans:
-            both = " and ".join(
-                str(p.relative_to(table.parent)) for p in (scans[name].image, path)
-            )
+            both = " and ".join(str(p.relative_to(table.parent)) for p in (scans[name].image, path))
             problems.append(f"{both}: two files of one name")
         scans[name] = _Listed(path, "", "")
     absent = set()

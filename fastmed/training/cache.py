@@ -45,9 +45,9 @@ class Cache:
     maps it keeps working there. 0 caches nothing.
 
     An entry is found by the content of the image and the label file (or by the boxes) and by what
-    of the spec matters, so that a file that changes, or a spec that does, never meets an old entry. Entries
-    appear whole, by one rename, and are checked when opened: a damaged one is made again. Where
-    the disk refuses, or one run's cases exceed the limit, the case stays in memory and a
+    of the spec matters, so that a file that changes, or a spec that does, never meets an old entry.
+    Entries appear whole, by one rename, and are checked when opened: a damaged one is made again.
+    Where the disk refuses, or one run's cases exceed the limit, the case stays in memory and a
     CacheWarning says so.
     """
 

@@ -27,6 +27,7 @@ from fastmed.training.terminal import Terminal, figure
 from fastmed.training.validate import CaseResult, run_cases, summarise
 
 _PANELS = 8
+_TIES = {"val_cpm": "val_iou"}  # what decides where the guide is equal: a CPM can reach 1 early
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +229,7 @@ def _judge(progress: Progress, recipe: Recipe, row: dict[str, Any], guide: tuple
     name, better = guide
     score = row[name]
     progress.score = better * score
-    if progress.best_score is None or progress.score > progress.best_score:
+    if progress.best_score is None or _is_better(progress, row, name):
         progress.best_score, progress.best_epoch = progress.score, row["epoch"]
         progress.stale_epochs = 0
         return "  best so far"
@@ -239,6 +240,13 @@ def _judge(progress: Progress, recipe: Recipe, row: dict[str, Any], guide: tuple
             f"(loop.patience {recipe.loop.patience})"
         )
     return ""
+
+
+def _is_better(progress: Progress, row: dict[str, Any], name: str) -> bool:
+    if progress.score != progress.best_score or name not in _TIES:
+        return progress.score > progress.best_score
+    best = progress.history[progress.best_epoch - 1]
+    return row[_TIES[name]] > best[_TIES[name]]
 
 
 def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

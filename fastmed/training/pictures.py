@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ _CJK_FONTS = (
     "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "SimHei",
     "Microsoft YaHei", "PingFang SC", "AR PL UMing CN", "AR PL UKai CN",
 )  # fmt: skip
-_NO_BOXES = np.zeros((0, 4))
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +33,8 @@ class Panel:
     truth: np.ndarray | None
     prediction: np.ndarray | None
     caption: str
-    truth_boxes: np.ndarray = _NO_BOXES
-    found_boxes: np.ndarray = _NO_BOXES
+    truth_boxes: np.ndarray = field(default_factory=partial(np.zeros, (0, 4)))
+    found_boxes: np.ndarray = field(default_factory=partial(np.zeros, (0, 4)))
 
 
 def curves_png(history: Sequence[dict[str, Any]]) -> bytes:

@@ -7,7 +7,7 @@ import torch
 from fastmed import models
 from fastmed.errors import UsageError
 from fastmed.training.box_loss import grid_defaults
-from fastmed.training.box_targets import input_channels, patch_size
+from fastmed.training.box_targets import input_channels
 from fastmed.training.recipe import Recipe
 from fastmed.training.task_loss import build_loss
 

@@ -20,10 +20,14 @@ def build_loss(recipe: Recipe, name: str, weights: tuple[float, ...] | None = No
     spec = recipe.spec
     if spec.task == "detection":
         if not name.startswith(PREFIX):
-            raise ValueError(f"loss {name!r}: a detection takes {PREFIX}focal or {PREFIX}hard_negative")
+            raise ValueError(
+                f"loss {name!r}: a detection takes {PREFIX}focal or {PREFIX}hard_negative"
+            )
         patch = patch_size(spec, recipe.sampling.patch_zyx)
         return BoxLoss(name, spec, patch, recipe.loss.matcher)
     if name.startswith(PREFIX) or recipe.loss.matcher is not None:
-        raise ValueError(f"loss {name!r}, matcher {recipe.loss.matcher}: {PREFIX}* is for detections")
+        raise ValueError(
+            f"loss {name!r}, matcher {recipe.loss.matcher}: {PREFIX}* is for detections"
+        )
     weights = None if weights is None else torch.tensor(weights)
     return losses.build(name, num_classes=spec.num_classes, class_weights=weights)

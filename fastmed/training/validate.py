@@ -178,9 +178,7 @@ def _classify(
     )
 
 
-def _detect(
-    model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, keep
-) -> CaseResult:
+def _detect(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, keep) -> CaseResult:
     volume = case.volume()
     raw, grid = model.see(volume)
     findings = model.decode(raw, grid, volume)

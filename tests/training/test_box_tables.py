@@ -137,14 +137,16 @@ def test_boxes_outside_their_scan_are_problems_and_half_out_are_warnings(tmp_pat
     (warning,) = found.warnings
     assert warning.startswith("a: box [-24.0, -20.0, 110.0, -16.0, -14.0, 118.0] leaves the scan")
     table(tmp_path, "boxes.csv", "a.nii.gz,p,1,-60,-20,110,-40,-14,118")
-    with pytest.raises(DataError, match="a: box .* outside the scan, its centre is not in it"):
+    with pytest.raises(DataError, match=r"a: box .* outside the scan, its centre is not in it"):
         survey(discover(tmp_path, NODULES), NODULES, {})
 
 
 def test_a_slice_beyond_the_scan_is_a_problem(tmp_path):
     scans(tmp_path, "a.nii.gz")
     table(tmp_path, "slices.csv", "a.nii.gz,p,20,1,2,2,5,5", "a.nii.gz,p,3,2,2,2,5,5")
-    with pytest.raises(DataError, match="a: slice 20 outside the scan, which has the slices 0 to 19"):
+    with pytest.raises(
+        DataError, match="a: slice 20 outside the scan, which has the slices 0 to 19"
+    ):
         survey(discover(tmp_path, FLAT), FLAT, {})
 
 
@@ -203,5 +205,3 @@ def test_a_grey_image_with_boxes_is_measured_in_pixels(tmp_path):
     found = survey(discover(tmp_path, GREY), GREY, {})
     assert found.counts() == (0, 1)
     assert "15.0 to 15.0" in str(found)
-
-

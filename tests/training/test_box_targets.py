@@ -13,6 +13,7 @@ from test_batches import GEOMETRIES
 from test_box_tables import FLAT, GREY, NODULES
 
 from fastmed.boxes import boxes_to_lps
+from fastmed.geometry import Geometry
 from fastmed.preprocessing import to_grid
 from fastmed.training.augment import Augmentation
 from fastmed.training.batches import Sampling, TrainingSet
@@ -69,7 +70,12 @@ def test_boxes_move_with_the_image(name, given):
     volume, box = ellipsoid(GEOMETRIES[name]((24, 48, 56)), (12.3, 25.2, 27.6), (4.2, 9.1, 6.3))
     stored = given(volume, [TruthBox(2, box)])
     made = TrainingSet(
-        [stored], CUBES, Sampling(samples_per_case=24, foreground=1.0), TURNED, batch_size=24, seed=3
+        [stored],
+        CUBES,
+        Sampling(samples_per_case=24, foreground=1.0),
+        TURNED,
+        batch_size=24,
+        seed=3,
     )
     batch = made.batch(1, 0)
     compared = 0
@@ -172,9 +178,7 @@ def test_the_foreground_share_chooses_slices_with_findings(share, given):
 def test_neighbouring_slices_are_channels_and_the_outermost_repeat(given):
     spec = replace(FLAT, size_zyx=(1, 32, 32), slices=3)
     stored = given(scan(0), [], spec, (0, 7, 19))
-    made = TrainingSet(
-        [stored], spec, Sampling(samples_per_case=12), None, batch_size=12, seed=0
-    )
+    made = TrainingSet([stored], spec, Sampling(samples_per_case=12), None, batch_size=12, seed=0)
     image, _ = to_grid(scan(0), spec)
     expected = [image[[0, 0, 1]], image[[6, 7, 8]], image[[18, 19, 19]]]
     batch = made.batch(1, 0)
@@ -203,9 +207,14 @@ def test_boxes_on_slices_move_with_the_image(given):
 
 def test_every_single_image_comes_once_an_epoch(given):
     spec = replace(GREY, size_zyx=(1, 32, 32))
-    cases = [given(Volume(np.full((1, 20, 30), k, np.uint8), scan().geometry.crop((0, 0, 0), (1, 20, 30))),
-                   [TruthBox(1, slice=0, box_px=(2, 2, 8, 8))] if k % 2 else [], spec, (0,))
-             for k in range(6)]  # fmt: skip
+    geometry = Geometry.from_spacing((1, 20, 30), (1.0, 1.0, 1.0))
+    box = TruthBox(1, slice=0, box_px=(2, 2, 8, 8))
+    cases = [
+        given(
+            Volume(np.full((1, 20, 30), k, np.uint8), geometry), [box] if k % 2 else [], spec, (0,)
+        )
+        for k in range(6)
+    ]
     made = TrainingSet(cases, spec, Sampling(), None, batch_size=3, seed=0)
     names = [name for step in range(made.steps_per_epoch) for name in made.batch(1, step).names]
     assert sorted(names) == [f"case-{k}" for k in range(6)]
