@@ -10,10 +10,12 @@ import torch.fx.experimental._config
 
 from fastmed import bundle as bundles
 from fastmed.errors import BundleError, UsageError
+from fastmed.models.channels import channels_taken
+from fastmed.spec import Spec
 from fastmed.writers.atomic import write_atomically
 
 OPSET = 21  # the first in which GroupNormalization is one node with the usual meaning
-INPUT, OUTPUT = "image", "logits"
+INPUT, OUTPUT, BOXES = "image", "logits", "boxes"
 WEIGHTS_KEY = "fastmed.weights_sha256"
 
 
@@ -22,9 +24,10 @@ def export(bundle: str | Path, *, to: str = "onnx") -> Path:
 
     The ONNX network takes "image" [batch, channels, depth, height, width] float32, without depth
     where the spec has 2 dimensions, and returns "logits": of a segmentation [batch, classes] and
-    the sizes of the image, of a classification [batch, classes]. Batch and sizes are free.
-    Windowing, resampling, argmax and softmax are not in it: they stay outside, once for all
-    engines.
+    the sizes of the image, of a classification [batch, classes], of a detection [batch, default
+    boxes, code and classes]. Batch and sizes are free; of a detection of 2 dimensions the sizes are
+    the spec's. Windowing, resampling, argmax, softmax and the decoding of boxes are not in it: they
+    stay outside, once for all engines.
 
     to: "onnx". Returns the file's path. Raises UsageError for another format, BundleError where
     the bundle cannot be read or the exported network does not pass onnx.checker.
@@ -44,14 +47,16 @@ def export(bundle: str | Path, *, to: str = "onnx") -> Path:
 
 
 def _onnx_program(network: torch.nn.Module, source: bundles.Bundle) -> torch.onnx.ONNXProgram:
-    multiple = max(source.spec.size_multiple, 16)
-    channels = source.spec.network.arguments.get("in_channels", 1)
+    spec, multiple = source.spec, max(source.spec.size_multiple, 16)
+    channels = channels_taken(network) or 1
     sizes = (2 * multiple + 1, 3 * multiple, 2 * multiple + 3)
-    example = torch.zeros(2, channels, *sizes[-source.spec.dimensions :])
-    names = _free_sizes(source)[0]
+    if _has_one_size(spec):
+        sizes = spec.size_zyx
+    example = torch.zeros(2, channels, *sizes[-spec.dimensions :])
     free = {
         axis: torch.export.Dim(name, min=multiple if axis else 1, max=4096)
-        for axis, name in zip((0, *range(2, example.dim())), names, strict=True)
+        for axis, name in enumerate(_axes(spec)[0])
+        if name
     }
     # torch.export raises where a declared free size is not free; torch.onnx alone would fix it.
     # A smallest size of 1 at the bottom of the network is no special case: its output is tested.
@@ -89,21 +94,36 @@ def _check(model, source: bundles.Bundle) -> None:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
         raise BundleError(f"bundle {source.path}: the exported ONNX is invalid: {error}") from error
-    expected = zip((INPUT, OUTPUT), _free_sizes(source), strict=True)
-    for value, (name, sizes) in zip(
-        (model.graph.input[0], model.graph.output[0]), expected, strict=True
-    ):
+    spec = source.spec
+    values = (model.graph.input[0], model.graph.output[0])
+    for value, name, expected in zip(values, (INPUT, OUTPUT), _axes(spec), strict=True):
         axes = value.type.tensor_type.shape.dim
-        free = [axis.dim_param for axis in axes if axis.dim_param]
-        if value.name != name or free != list(sizes) or len(axes) != len(sizes) + 1:
+        if expected[1:2] == (BOXES,) and len(axes) == 3 and axes[1].dim_param:
+            axes[1].dim_param = BOXES  # in place of a formula of the image's sizes
+        found = tuple(axis.dim_param for axis in axes)
+        if value.name != name or found != expected:
+            free = [axis for axis in found if axis]
             raise BundleError(
                 f"bundle {source.path}: exported {value.name} of {len(axes)} axes with free sizes "
-                f"{free}; the spec's {source.spec.task} in {source.spec.dimensions} dimensions "
-                f"has {name} with {', '.join(sizes)} free, and the channels or classes"
+                f"{free}; the spec's {spec.task} in {spec.dimensions} dimensions has {name} with "
+                f"{', '.join(filter(None, expected))} free, and the channels or classes"
             )
 
 
-def _free_sizes(source: bundles.Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the free sizes of the image and of the logits that the spec asks for."""
-    image = ("batch", *("depth", "height", "width")[-source.spec.dimensions :])
-    return image, {"segmentation": image, "classification": image[:1]}[source.spec.task]
+def _axes(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the axes of the image and of the logits that are free; "" for one that is not."""
+    sizes = ("depth", "height", "width")[-spec.dimensions :]
+    if _has_one_size(spec):
+        return ("batch", "", "", ""), ("batch", "", "")
+    image = ("batch", "", *sizes)
+    logits = {
+        "segmentation": image,
+        "classification": ("batch", ""),
+        "detection": ("batch", BOXES, ""),
+    }
+    return image, logits[spec.task]
+
+
+def _has_one_size(spec: Spec) -> bool:
+    """Whether the network takes images of one size: SSD300 does."""
+    return spec.task == "detection" and spec.dimensions == 2

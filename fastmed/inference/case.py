@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fastmed import bundle as bundles
@@ -17,10 +16,9 @@ from fastmed.errors import SeriesError
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
 from fastmed.inference.engines import Engine, open_engine
-from fastmed.inference.sliding_window import sliding_window
+from fastmed.inference.looks import TASKS
 from fastmed.preprocessing import to_grid
 from fastmed.spec import Spec
-from fastmed.tasks import classification, segmentation
 from fastmed.volume import Volume
 
 
@@ -63,13 +61,13 @@ class Model:
         clock: StageClock | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Findings:
-        """Finds what the model knows in one scan: a label map with figures, or scores.
+        """Finds what the model knows in one scan: a label map with figures, boxes, or scores.
 
         clock: receives the seconds of the stages resample, network, stitch and decode.
         progress: called with the tiles done and their total.
 
         Raises SeriesError where the scan lacks what the spec asks for (lungs, a spacing), and
-        where the network returns logits that are not finite: they never become an answer.
+        where the network returns what is not finite: it never becomes an answer.
         """
         clock = clock or StageClock()
         logits, grid = self.see(volume, clock=clock, progress=progress)
@@ -82,13 +80,15 @@ class Model:
         clock: StageClock | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> tuple[Tensor, Geometry]:
-        """The first half of a call: the network's logits of a scan, checked, and their grid.
+        """The first half of a call: what the network said of a scan, and the grid that it saw.
 
-        Logits are [classes, D, H, W] of a segmentation and [classes] of a classification. Raises
-        SeriesError as a call does.
+        Logits are [classes, D, H, W] of a segmentation and [classes] of a classification, checked
+        to be finite. Of a detection they are raw outputs [T, N, 2K + classes] of T tiles, or of D
+        slices (`fastmed.tasks.candidates`): `decode` checks those, so that on CUDA the host need
+        not wait here. Raises SeriesError as a call does.
         """
         clock = clock or StageClock()
-        task = _TASKS[self.spec.task]
+        task = TASKS[self.spec.task]
         with clock("resample"):
             image, grid = to_grid(volume, self.spec, self.engine.device)
         started = time.perf_counter()
@@ -99,10 +99,10 @@ class Model:
             before = time.perf_counter()
             logits = self.engine(tiles)
             network_seconds += time.perf_counter() - before
-            if logits.dim() != task.logits_axes:
+            if logits.dim() != task.output_axes:
                 raise SeriesError(
-                    f"the network returned logits of {logits.dim()} axes; those of a "
-                    f"{self.spec.task} have {task.logits_axes}: check task in bundle.toml"
+                    f"the network returned {task.output} of {logits.dim()} axes; those of a "
+                    f"{self.spec.task} have {task.output_axes}: check task in bundle.toml"
                 )
             return logits
 
@@ -113,7 +113,7 @@ class Model:
         stitch = time.perf_counter() - started - network_seconds
         clock.seconds["stitch"] = clock.seconds.get("stitch", 0.0) + stitch
         with clock("decode"):
-            self._check(logits)
+            task.check(logits, self.spec, grid.shape_zyx, self.engine.name)
         return logits, grid
 
     def decode(
@@ -121,75 +121,12 @@ class Model:
     ) -> Findings:
         """The second half: Findings on the scan's own grid."""
         with (clock or StageClock())("decode"):
-            return _TASKS[self.spec.task].decode(logits, grid, volume, self.spec)
-
-    def _check(self, logits: Tensor) -> None:
-        expected = self.spec.num_classes
-        binary = expected == 2 and _TASKS[self.spec.task].one_logit_is_a_sigmoid
-        if logits.shape[0] not in ({1, 2} if binary else {expected}):
-            first = self.spec.negative if self.spec.task == "classification" else "the background"
-            raise SeriesError(
-                f"the network returned {logits.shape[0]} classes; bundle.toml names "
-                f"{expected - 1} labels and {first}"
-            )
-        # One pass that allocates nothing; NaN shows in the extremes as infinity does.
-        if not torch.isfinite(torch.stack(logits.aminmax())).all():
-            stored = "in HU" if self.spec.modality == "ct" else "sound"
-            raise SeriesError(
-                f"the network returned logits that are not finite (engine {self.engine.name}); "
-                f"try --engine torch, and check that the scan is {stored}"
-            )
+            return TASKS[self.spec.task].decode(logits, grid, volume, self.spec)
 
 
 # Tiles at once by dimensions, on CUDA. One tile fills a CPU, also one slice of 256 x 256: of eight
 # at once, OpenVINO takes as long for each.
 _CUDA_BATCHES = {3: 4, 2: 8}
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One line of the table of tasks.
-
-    look: from the grid [D, H, W], the network, the spec, the batch and progress to the logits of
-        the scan. logits_axes: how many those of a batch have.
-    decode: from logits, grid, Volume and spec to Findings.
-    one_logit_is_a_sigmoid: whether a network of one label may have one class in place of two.
-    """
-
-    look: Callable[..., Tensor]
-    logits_axes: int
-    decode: Callable[[Tensor, Geometry, Volume, Spec], Findings]
-    one_logit_is_a_sigmoid: bool
-
-
-def _over_tiles(image: Tensor, network, spec: Spec, batch: int, progress) -> Tensor:
-    return sliding_window(
-        image,
-        network,
-        num_classes=spec.num_classes,
-        tile_zyx=spec.tile_zyx,
-        overlap=spec.overlap,
-        size_multiple=spec.size_multiple,
-        batch=batch,
-        progress=progress,
-    )
-
-
-def _at_once(image: Tensor, network, spec: Spec, batch: int, progress) -> Tensor:
-    if spec.dimensions == 2 and image.shape[0] != 1:
-        raise SeriesError(
-            f"the grid has {image.shape[0]} slices and the network sees one; "
-            "a classification of 2 dimensions takes a single image"
-        )
-    logits = network(image[None, None])[0]
-    progress(1, 1)
-    return logits
-
-
-_TASKS = {
-    "segmentation": _Task(_over_tiles, 5, segmentation.decode, True),
-    "classification": _Task(_at_once, 2, classification.decode, False),
-}
 
 
 def load(bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto") -> Model:

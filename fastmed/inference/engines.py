@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastmed.bundle import Bundle, file_sha256
-from fastmed.errors import BundleError, UsageError
+from fastmed.errors import BundleError, SeriesError, UsageError
 from fastmed.exporter import WEIGHTS_KEY
+from fastmed.models.channels import channels_taken
 from fastmed.spec import Spec
 
 
@@ -22,7 +23,8 @@ class Engine(Protocol):
 
     name: as --engine names it. device: "cpu" or "cuda:0".
     Called with tiles [B, C, D, H, W] float32 on `device`, it returns logits [B, K, D, H, W]
-    float32 there, or [B, K] from a classification; they stay valid until the next call.
+    float32 there, [B, K] from a classification or [B, N, 2K + classes] from a detection; they stay
+    valid until the next call.
     """
 
     name: str
@@ -32,15 +34,32 @@ class Engine(Protocol):
 
 
 class _Tiles:
-    """What all engines share: a network of slices sees tiles [B, C, 1, H, W] as [B, C, H, W]."""
+    """What all engines share: a network of slices sees tiles [B, C, 1, H, W] as [B, C, H, W].
+
+    One of a detection that takes more channels than there are slices to see sees one slice in each.
+    """
 
     def __init__(self, spec: Spec, device: str):
         self.device = device
         self._flat = spec.dimensions == 2
+        self._repeats = self._flat and spec.task == "detection"
+        self._channels: int | None = None  # of the network's input, where it says so
 
     def __call__(self, tiles: Tensor) -> Tensor:
+        tiles = self._repeated(tiles) if self._repeats else tiles
         logits = self._run(tiles.squeeze(2) if self._flat else tiles)
         return logits.unsqueeze(2) if self._flat and logits.dim() == 4 else logits
+
+    def _repeated(self, tiles: Tensor) -> Tensor:
+        given, wanted = tiles.shape[1], self._channels
+        if wanted is None or given == wanted:
+            return tiles
+        if given > 1:
+            raise SeriesError(
+                f"the network takes images of {wanted} channels; bundle.toml's [grid] slices gives "
+                f"{given}"
+            )
+        return tiles.expand(-1, wanted, -1, -1, -1).contiguous()
 
     def _run(self, tiles: Tensor) -> Tensor:
         raise NotImplementedError
@@ -59,6 +78,7 @@ class NetworkEngine(_Tiles):
     def __init__(self, network: nn.Module, spec: Spec, device: torch.device | str):
         super().__init__(spec, str(device))
         self._network = network
+        self._channels = channels_taken(network)
         self._layout = _LAYOUTS[spec.dimensions]
 
     def _run(self, tiles: Tensor) -> Tensor:
@@ -103,11 +123,12 @@ class OnnxRuntimeEngine(_Tiles):
         )
         metadata = self._session.get_modelmeta().custom_metadata_map
         _refuse_stale(bundle, metadata.get(WEIGHTS_KEY))
-        self._input, self._output = _only_one_each(
-            [value.name for value in self._session.get_inputs()],
-            [value.name for value in self._session.get_outputs()],
-            bundle,
+        image, logits = _only_one_each(
+            self._session.get_inputs(), self._session.get_outputs(), bundle
         )
+        self._input, self._output = image.name, logits.name
+        channels = image.shape[1] if len(image.shape) > 1 else None
+        self._channels = channels if isinstance(channels, int) else None
 
     def _run(self, tiles: Tensor) -> Tensor:
         (logits,) = self._session.run([self._output], {self._input: tiles.numpy()})
@@ -128,7 +149,10 @@ class OpenVinoEngine(_Tiles):
         key = ["framework", WEIGHTS_KEY]
         known = self._model.has_rt_info(key)
         _refuse_stale(bundle, self._model.get_rt_info(key).astype(str) if known else None)
-        _only_one_each(self._model.inputs, self._model.outputs, bundle)
+        image, _ = _only_one_each(self._model.inputs, self._model.outputs, bundle)
+        axes = list(image.get_partial_shape())
+        known = len(axes) > 1 and axes[1].is_static
+        self._channels = axes[1].get_length() if known else None
         self._compiled: dict[tuple[int, ...], Callable] = {}
 
     def _run(self, tiles: Tensor) -> Tensor:

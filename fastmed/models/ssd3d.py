@@ -11,12 +11,13 @@ from fastmed.models.blocks import check_counts, check_input
 
 _BACKGROUND_AT_FIRST = 0.99
 _STRIDES = (2, 4, 8, 16, 32)
+_SMALLEST = 3  # of one value GroupNorm of one channel has no variance
 
 
 class SSD3D(nn.Module):
     """A small single-shot detector: residual stages, a feature pyramid, heads that levels share.
 
-    Takes [B, in_channels, D, H, W] float of any size and returns [B, N, 6 + num_classes]: for each
+    Takes [B, in_channels, D, H, W] float with D, H, W of at least 3 and returns [B, N, 6 + num_classes]: for each
     default box its code and its logits, ordered as `fastmed.boxes.default_boxes` lays them for
     these strides. Raises ValueError for other shapes.
 
@@ -70,7 +71,7 @@ class SSD3D(nn.Module):
         self._initialise(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(self, x, self.in_channels, smallest=1)
+        check_input(self, x, self.in_channels, _SMALLEST)
         levels = [self.answer(self.head(feature)) for feature in self.features(x)]
         return torch.cat([self._flat(level) for level in levels], 1)
 
@@ -83,7 +84,9 @@ class SSD3D(nn.Module):
         skips = bottom_up[self.shallowest :]
         pyramid = [lateral(skip) for lateral, skip in zip(self.laterals, skips, strict=True)]
         for level in reversed(range(len(pyramid) - 1)):
-            pyramid[level] = pyramid[level] + _doubled(pyramid[level + 1], pyramid[level])
+            size = pyramid[level].shape[2:]
+            # To the nearest is each value twice along an axis, the last once where it is odd.
+            pyramid[level] = pyramid[level] + F.interpolate(pyramid[level + 1], size)
         return [pyramid[level] for level in self.answering]
 
     def _flat(self, level: Tensor) -> Tensor:
@@ -144,9 +147,3 @@ def _tower(width: int) -> tuple[nn.Module, ...]:
 
 def _conv(in_channels: int, width: int) -> nn.Conv3d:
     return nn.Conv3d(in_channels, width, 3, padding=1, bias=False)
-
-
-def _doubled(deep: Tensor, like: Tensor) -> Tensor:
-    """Twice the size, each value eight times, without the last plane where `like` is odd."""
-    deep = F.interpolate(deep, scale_factor=2.0, mode="nearest")
-    return deep[:, :, : like.shape[2], : like.shape[3], : like.shape[4]]

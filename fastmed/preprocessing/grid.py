@@ -26,13 +26,18 @@ def grid_geometry(volume: Volume, spec: Spec) -> Geometry:
     """Lays the network's grid over the spec's region of a scan.
 
     Its axes are right-angled and run as `Geometry.grid` says. Its spacing is the spec's, or follows
-    from the region's extent where the spec gives a size.
+    from the region's extent where the spec gives a size. For a detection of 2 dimensions it is the
+    scan's own lattice, tilted as it is and its axes reordered and flipped as `along_patient` says,
+    with each slice divided into rows and columns as the spec gives them.
 
     Raises SeriesError where the region is not in the scan, or where the spec's spacing is in mm
     and the scan's is unknown.
     """
     if spec.spacing_mm_zyx is not None and not volume.spacing_is_known and spec.modality == "ct":
         raise SeriesError(NO_SPACING)
+    if _sees_slices(spec):
+        scan = volume.geometry.along_patient()
+        return scan.resized((scan.shape_zyx[0], *spec.size_zyx[1:]))
     region = _REGIONS[spec.region](volume)
     if spec.size_zyx is not None:
         return region.grid_of_size(spec.size_zyx)
@@ -42,10 +47,11 @@ def grid_geometry(volume: Volume, spec: Spec) -> Geometry:
 def fill_hu(volume: Volume, spec: Spec) -> float | None:
     """What stands for voxels outside the scan, in HU; None repeats its outermost voxels.
 
-    A grid over a whole right-angled scan leaves it by less than a voxel; one over a sheared scan or
-    a region may leave it by more.
+    A grid over a whole right-angled scan, or on the scan's own lattice, leaves it by less than a
+    voxel; one over a sheared scan or a region may leave it by more.
     """
     whole = spec.region == "scan" and not volume.geometry.is_sheared
+    whole = whole or _sees_slices(spec)
     return None if whole else spec.outside_hu
 
 
@@ -68,3 +74,7 @@ def to_grid(
         fill=fill_hu(volume, spec),
     )
     return image, grid
+
+
+def _sees_slices(spec: Spec) -> bool:
+    return spec.task == "detection" and spec.dimensions == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +28,9 @@ class Tiles:
 
     def window(self, corner: tuple[int, int, int]) -> tuple[slice, ...]:
         """The voxels of the extended grid in the tile that begins at `corner`."""
-        return tuple(slice(first, first + n) for first, n in zip(corner, self.size_zyx, strict=True))
+        return tuple(
+            slice(first, first + n) for first, n in zip(corner, self.size_zyx, strict=True)
+        )
 
     def extended(self, grid: Tensor) -> Tensor:
         """The grid [D, H, W], an axis shorter than the tile extended to it by its last plane."""
@@ -46,7 +48,7 @@ class Tiles:
         axes = []
         for starts, size, n in zip(self.starts_zyx, self.size_zyx, self.shape_zyx, strict=True):
             centres = [first + (size - 1) / 2 for first in starts]
-            halfway = [(one + next_) / 2 for one, next_ in zip(centres, centres[1:], strict=False)]
+            halfway = [(one + following) / 2 for one, following in pairwise(centres)]
             axes.append(list(zip([-0.5, *halfway], [*halfway, n - 0.5], strict=True)))
         return axes
 

@@ -1,0 +1,166 @@
+"""Looks: how the network of each task sees a grid, and which of its outputs are an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastmed.errors import SeriesError
+from fastmed.findings import Findings
+from fastmed.geometry import Geometry
+from fastmed.inference.sliding_window import answers, seen_and_void, sliding_window
+from fastmed.spec import Spec
+from fastmed.tasks import classification, detection, segmentation
+from fastmed.tasks.candidates import default_boxes_of, tiles_of
+from fastmed.volume import Volume
+
+_NEVER = -1e4  # the logit of each label where there is nothing to see: its softmax is 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of the table of tasks.
+
+    look: from the grid [D, H, W], the network, the spec, the batch and progress to what the network
+        said of the scan. output: what that is called; output_axes: how many that of a batch has.
+    check: raises SeriesError where that is no answer; takes it, the spec, the grid's shape and the
+        engine's name.
+    decode: from it, grid, Volume and spec to Findings.
+    """
+
+    look: Callable[..., Tensor]
+    output: str
+    output_axes: int
+    check: Callable[[Tensor, Spec, tuple[int, int, int], str], None]
+    decode: Callable[[Tensor, Geometry, Volume, Spec], Findings]
+
+
+def _over_tiles(image: Tensor, network, spec: Spec, batch: int, progress) -> Tensor:
+    return sliding_window(
+        image,
+        network,
+        num_classes=spec.num_classes,
+        tile_zyx=spec.tile_zyx,
+        overlap=spec.overlap,
+        size_multiple=spec.size_multiple,
+        batch=batch,
+        progress=progress,
+    )
+
+
+def _at_once(image: Tensor, network, spec: Spec, batch: int, progress) -> Tensor:
+    if spec.dimensions == 2 and image.shape[0] != 1:
+        raise SeriesError(
+            f"the grid has {image.shape[0]} slices and the network sees one; "
+            "a classification of 2 dimensions takes a single image"
+        )
+    logits = network(image[None, None])[0]
+    progress(1, 1)
+    return logits
+
+
+def _for_boxes(image: Tensor, network, spec: Spec, batch: int, progress) -> Tensor:
+    """Raw outputs [T, N, 2K + classes] of all tiles, or of all slices in 2 dimensions.
+
+    A void tile (`seen_and_void`) never meets the network: nothing is found there.
+    """
+    if spec.dimensions == 2:
+        pieces, void = list(range(image.shape[0])), []
+        place_of = {z: z for z in pieces}
+        cut = partial(_with_neighbours, image, spec.slices)
+    else:
+        tiles = tiles_of(tuple(image.shape), spec)
+        padded = tiles.extended(image)
+        pieces, void = seen_and_void(padded, tiles)
+        place_of = {corner: k for k, corner in enumerate(tiles.corners)}
+
+        def cut(corner) -> Tensor:
+            return padded[tiles.window(corner)][None]
+
+    raw: Tensor | None = None
+    for piece, output in answers(network, pieces, cut, batch, progress, len(place_of)):
+        if raw is None:
+            raw = output.new_empty(len(place_of), *output.shape)
+        raw[place_of[piece]] = output
+    if raw is None:
+        defaults = len(default_boxes_of(spec, tiles.size_zyx))
+        width = 2 * spec.dimensions + spec.num_classes
+        raw = torch.zeros(len(place_of), defaults, width, device=image.device)
+    for corner in void:
+        raw[place_of[corner]] = 0
+        raw[place_of[corner], :, 2 * spec.dimensions + 1 :] = _NEVER
+    if void:
+        progress(len(place_of), len(place_of))
+    return raw
+
+
+def _with_neighbours(image: Tensor, count: int, z: int) -> Tensor:
+    """Slice z with its neighbours as channels, [count, 1, H, W]; the outermost slices repeat."""
+    last = image.shape[0] - 1
+    neighbours = range(z - count // 2, z + count // 2 + 1)
+    return torch.stack([image[min(max(k, 0), last)] for k in neighbours])[:, None]
+
+
+def _check_logits(
+    logits: Tensor, spec: Spec, shape_zyx, engine: str, *, one_logit_is_a_sigmoid: bool
+) -> None:
+    expected = spec.num_classes
+    binary = expected == 2 and one_logit_is_a_sigmoid
+    if logits.shape[0] not in ({1, 2} if binary else {expected}):
+        first = spec.negative if spec.task == "classification" else "the background"
+        raise SeriesError(
+            f"the network returned {logits.shape[0]} classes; bundle.toml names "
+            f"{expected - 1} labels and {first}"
+        )
+    # One pass that allocates nothing; NaN shows in the extremes as infinity does.
+    if not torch.isfinite(torch.stack(logits.aminmax())).all():
+        stored = "in HU" if spec.modality == "ct" else "sound"
+        raise SeriesError(
+            f"the network returned logits that are not finite (engine {engine}); "
+            f"try --engine torch, and check that the scan is {stored}"
+        )
+
+
+def _check_boxes(raw: Tensor, spec: Spec, shape_zyx, engine: str) -> None:
+    """Shapes alone; decoding says whether what is in them is finite, when the host waits for it."""
+    code, width = 2 * spec.dimensions, raw.shape[2]
+    if width != code + spec.num_classes:
+        raise SeriesError(
+            f"the network returns {width} numbers for each default box; a box of "
+            f"{spec.dimensions} dimensions has {code}, and bundle.toml names {len(spec.labels)} "
+            f"labels and the background: {code + spec.num_classes}"
+        )
+    if spec.dimensions == 2:
+        expected, entry = len(default_boxes_of(spec)), "[grid] size_zyx (SSD300 sees 300 x 300)"
+    else:
+        tile = tiles_of(shape_zyx, spec).size_zyx
+        expected = len(default_boxes_of(spec, tile))
+        entry = f"[detection] strides and diameters_mm, on a tile of {tile}"
+    if raw.shape[1] != expected:
+        raise SeriesError(
+            f"the network answers for {raw.shape[1]} default boxes; bundle.toml's {entry} "
+            f"make {expected}"
+        )
+
+
+TASKS = {
+    "segmentation": Task(
+        _over_tiles,
+        "logits",
+        5,
+        partial(_check_logits, one_logit_is_a_sigmoid=True),
+        segmentation.decode,
+    ),
+    "classification": Task(
+        _at_once,
+        "logits",
+        2,
+        partial(_check_logits, one_logit_is_a_sigmoid=False),
+        classification.decode,
+    ),
+    "detection": Task(_for_boxes, "boxes", 3, _check_boxes, detection.decode),
+}
