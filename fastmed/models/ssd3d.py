@@ -17,9 +17,9 @@ _SMALLEST = 3  # of one value GroupNorm of one channel has no variance
 class SSD3D(nn.Module):
     """A small single-shot detector: residual stages, a feature pyramid, heads that levels share.
 
-    Takes [B, in_channels, D, H, W] float with D, H, W of at least 3 and returns [B, N, 6 + num_classes]: for each
-    default box its code and its logits, ordered as `fastmed.boxes.default_boxes` lays them for
-    these strides. Raises ValueError for other shapes.
+    Takes [B, in_channels, D, H, W] float with D, H, W of at least 3, any of them odd, and returns
+    [B, N, 6 + num_classes]: for each default box its code and its logits, ordered as
+    `fastmed.boxes.default_boxes` lays them for these strides. Raises ValueError for other shapes.
 
     num_classes: with the background, class 0.
     base_channels: width n at stride 2, a multiple of 8 (GroupNorm of 8 groups); stride 4 has 2n,
