@@ -33,10 +33,16 @@ $(VENV)/integrations-ready: $(READY)
 	  lazy_loader pandas python-dateutil scikit-image tifffile threadpoolctl tqdm
 	touch $@
 
+# Beside the other packages, not among them: they take an importable torchvision for a whole one.
+ORACLES := build/oracles
+$(ORACLES)/torchvision: $(VENV)/installed
+	$(PIP) install -c constraints.txt --no-deps --upgrade --target $(ORACLES) torchvision
+	touch $@
+
 demo: $(READY)
 	$(PYTHON) tools/demo.py $(if $(SCANS),--scans $(SCANS))
 
-test: $(VENV)/integrations-ready
+test: $(VENV)/integrations-ready $(ORACLES)/torchvision
 	$(PYTHON) -m pytest
 
 # What takes minutes or many gigabytes: the large op cases, and volumes of more than 2**31 voxels.

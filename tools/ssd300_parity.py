@@ -22,21 +22,31 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def import_torchvision(folder: Path):
-    """torchvision's detection models and boxes, beside a torch that cannot load its operators."""
+    """torchvision's models of detection and its box_iou, also beside a CPU build of torch.
+
+    Its operators load with the build of torch that they were made for alone.
+    """
     sys.path.insert(0, str(folder))
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):  # its import registers what shape they return
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.impl("nms", greedy_nms, "CPU")
+    try:
+        torch.ops.load_library(str(folder / "torchvision" / "_C.so"))
+    except OSError:
+        declare_operators()
     import torchvision
     from torchvision.models import detection
     from torchvision.ops import box_iou
 
-    torchvision.extension._assert_has_ops = lambda: None
     torchvision.ops.boxes._assert_has_ops = lambda: None
-    import_torchvision.library = library  # what it declares is gone with it
     print(f"torchvision {torchvision.__version__}, torch {torch.__version__}")
     return detection, box_iou
+
+
+def declare_operators() -> None:
+    """Declares the two operators that torchvision's import asks for, and defines nms."""
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", greedy_nms, "CPU")
+    declare_operators.library = library  # what it declares is gone with it
 
 
 def greedy_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
