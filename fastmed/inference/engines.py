@@ -154,6 +154,7 @@ class OpenVinoEngine(_Tiles):
         known = len(axes) > 1 and axes[1].is_static
         self._channels = axes[1].get_length() if known else None
         self._compiled: dict[tuple[int, ...], Callable] = {}
+        self._is_residual = _adds_to_a_norm(self._model)
 
     def _run(self, tiles: Tensor) -> Tensor:
         shape = tuple(tiles.shape)
@@ -174,6 +175,10 @@ class OpenVinoEngine(_Tiles):
             # Threads tied to cores wait there while other jobs of the machine run on them.
             "ENABLE_CPU_PINNING": False,
         }
+        if self._is_residual:
+            # OpenVINO 2026.4 dies of a segmentation fault while it generates code for a group norm
+            # with the addition behind it, as SSD3D has them.
+            settings["SNIPPETS_MODE"] = "DISABLE"
         return self._core.compile_model(model, "CPU", settings).create_infer_request()
 
 
@@ -275,6 +280,16 @@ def _only_one_each(inputs: list, outputs: list, bundle: Bundle) -> tuple:
             "outputs; expected one image and one tensor of logits"
         )
     return inputs[0], outputs[0]
+
+
+def _adds_to_a_norm(model) -> bool:
+    """Whether an OpenVINO model adds something to what a group norm returns."""
+    norms = [node for node in model.get_ops() if node.get_type_name() == "GroupNormalization"]
+    return any(
+        target.get_node().get_type_name() == "Add"
+        for norm in norms
+        for target in norm.output(0).get_target_inputs()
+    )
 
 
 def _refuse_stale(bundle: Bundle, exported_from: str | None) -> None:
