@@ -73,6 +73,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
         task=arguments.task,
         labels=arguments.labels,
         tolerance_mm=arguments.tolerance,
+        luna16=arguments.luna16,
+        excluded=arguments.excluded,
+        series=arguments.series,
+        froc=arguments.froc,
         json=arguments.json,
         quiet=arguments.quiet,
     ).exit_status
@@ -181,17 +185,18 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="PATH",
-        help="what fastmed infer wrote, a folder of label maps, or predictions.csv",
+        help="what fastmed infer wrote, a folder of label maps, predictions.csv or marks.csv",
     )
     command.add_argument(
         "--truth",
         type=Path,
         required=True,
         metavar="PATH",
-        help="a folder of label maps of the same names, or a CSV with path and label",
+        help="a folder of label maps of the same names; or a CSV: of labels (path, label), "
+        "boxes.csv or annotations.csv",
     )
     command.add_argument(
-        "--task", required=True, metavar="TASK", help="segmentation or classification"
+        "--task", required=True, metavar="TASK", help="segmentation, detection or classification"
     )
     command.add_argument(
         "--labels",
@@ -205,6 +210,18 @@ def _parser() -> argparse.ArgumentParser:
         default=2.0,
         metavar="MM",
         help="of the surface Dice, in mm (default: 2)",
+    )
+    command.add_argument(
+        "--luna16",
+        action="store_true",
+        help="score a detection's marks.csv as the LUNA16 challenge does",
+    )
+    command.add_argument(
+        "--excluded", type=Path, metavar="CSV", help="its annotations_excluded.csv"
+    )
+    command.add_argument("--series", type=Path, metavar="CSV", help="its seriesuids.csv")
+    command.add_argument(
+        "--froc", type=Path, metavar="FILE.png", help="also draw a detection's FROC curve here"
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
     command.add_argument("--quiet", action="store_true", help="print errors only")

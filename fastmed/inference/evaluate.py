@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fastmed.errors import FastmedError, UsageError
-from fastmed.inference.display import Display, scores_table, tracked
+from fastmed.inference.display import Display, tracked
 from fastmed.inference.label_codes import parse_labels
+from fastmed.inference.score_tables import show_scores
+from fastmed.writers.atomic import write_atomically
 from fastmed.writers.tables import write_json
 
-TASKS = ("segmentation", "classification")
+TASKS = ("segmentation", "detection", "classification")
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,26 @@ def evaluate(
     task: str,
     labels: str | Mapping[str, int | Sequence[int]] | None = None,
     tolerance_mm: float = 2.0,
+    luna16: bool = False,
+    excluded: str | Path | None = None,
+    series: str | Path | None = None,
+    froc: str | Path | None = None,
     json: str | Path | None = None,
     quiet: bool = False,
 ) -> Evaluation:
     """Scores predictions against the truth in world space, and prints a table.
 
-    predictions, truth: files or folders, as `label_pairs.pair_label_maps` (segmentation) and
+    predictions, truth: files or folders, as `label_pairs.pair_label_maps` (segmentation),
+        `score_boxes.score_boxes` (detection; with `luna16` `score_luna16.score_luna16`) and
         `score_labels.score_scans` (classification) take them.
-    task: "segmentation" or "classification".
+    task: "segmentation", "detection" or "classification".
     labels: which values of the truth stand for which label: "liver=5,lungs=10+11", or a mapping
         {"liver": 5, "lungs": (10, 11)}; None takes them as they are. Segmentation alone.
-    tolerance_mm: of the surface Dice. json: a file for the scores. quiet: print errors only.
+    tolerance_mm: of the surface Dice.
+    luna16: score a detection's marks as the LUNA16 challenge does, with its files: excluded, the
+        table of nodules that do not count, and series, the list of scans.
+    froc: a PNG file for the FROC curve of a detection.
+    json: a file for the scores. quiet: print errors only.
 
     Label maps are compared on the truth's grid: each of its voxels takes the predicted label of
     the nearest voxel, background outside the prediction's grid. Volumes are of each one's own.
@@ -58,14 +69,24 @@ def evaluate(
     """
     predictions, truth = Path(predictions), Path(truth)
     if task not in TASKS:
-        raise UsageError(f"--task {task}: this version knows {' and '.join(TASKS)}")
+        raise UsageError(f"--task {task}: expected one of {', '.join(TASKS)}")
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise UsageError(f"--tolerance {tolerance_mm}: expected millimetres, 0 or more")
     if labels is not None and task != "segmentation":
         raise UsageError(f"--labels: of a segmentation; a {task} has its labels in --truth")
+    for flag, given, needed in (
+        ("--luna16", luna16, task == "detection"), ("--froc", froc, task == "detection"),
+        ("--excluded", excluded, luna16), ("--series", series, luna16),
+    ):  # fmt: skip
+        if given and not needed:
+            with_it = "--luna16" if task == "detection" else "--task detection"
+            raise UsageError(f"{flag}: goes with {with_it}")
     display = Display(quiet)
     if task == "segmentation":
         scores, problems = _masks(predictions, truth, _values(labels), tolerance_mm, quiet)
+    elif task == "detection":
+        lists = (excluded and Path(excluded), series and Path(series))
+        scores, problems = _boxes(predictions, truth, luna16, *lists, froc)
     else:
         from fastmed.inference.score_labels import score_scans
 
@@ -74,7 +95,7 @@ def evaluate(
     if json is not None:
         write_json(scores, os.fspath(json))
     if not quiet:
-        _show_masks(scores, display) if task == "segmentation" else _show_labels(scores)
+        show_scores(scores, display)
     for problem in problems:
         display.complain(problem)
     return Evaluation(task, scores, tuple(problems))
@@ -93,6 +114,24 @@ def _masks(predictions, truth, labels, tolerance_mm, quiet):
     return scores, problems + failed
 
 
+def _boxes(predictions, truth, luna16, excluded, series, picture):
+    problems = []
+    if luna16:
+        from fastmed.inference.score_luna16 import score_luna16
+
+        scores, froc = score_luna16(predictions, truth, excluded, series)
+    else:
+        from fastmed.inference.score_boxes import score_boxes
+
+        scores, problems, froc = score_boxes(predictions, truth)
+    if picture is not None:
+        from fastmed.writers.froc_picture import froc_png
+
+        caption = f"{scores['findings']} findings on {scores['scans']} scans"
+        write_atomically(picture, [froc_png(froc, caption)])
+    return scores, problems
+
+
 def _values(labels) -> dict[str, tuple[int, ...]] | None:
     if labels is None or isinstance(labels, str):
         return None if labels is None else parse_labels(labels)
@@ -102,51 +141,3 @@ def _values(labels) -> dict[str, tuple[int, ...]] | None:
     }
     text = ",".join(f"{name}={'+'.join(map(str, values))}" for name, values in listed.items())
     return parse_labels(text)
-
-
-def _show_masks(scores: dict[str, Any], display: Display) -> None:
-    columns = (
-        "case", "label", "Dice", "IoU", "ml", "truth ml", "error %", "HD95 mm", "surface Dice",
-    )  # fmt: skip
-    rows = [
-        (case, *row) for case, found in scores["per_case"].items() for row in _label_rows(found)
-    ]
-    rows += [("mean", *row) for row in _label_rows(scores["mean"])]
-    scores_table(columns, rows)
-    for case, found in scores["per_case"].items():
-        for warning in found["warnings"]:
-            display.say(f"{case}: {warning}")
-
-
-def _label_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            label,
-            _number(row["dice"], 4),
-            _number(row["iou"], 4),
-            _number(row["volume_ml"], 1),
-            _number(row["truth_volume_ml"], 1),
-            _number(row["volume_error_percent"], 1),
-            _number(row["hausdorff_95_mm"], 2),
-            _number(row["surface_dice"], 4),
-        )
-        for label, row in found["labels"].items()
-    ]
-
-
-def _show_labels(scores: dict[str, Any]) -> None:
-    low, high = (_number(end, 4) for end in scores["auc_band"])
-    rows = [("scans", str(scores["scans"])), ("ROC AUC", _number(scores["auc"], 4))]
-    rows += [("  95 % of resamples", f"{low} to {high} ({scores['auc_resamples']} resamples)")]
-    rows += [
-        (name.replace("_", " "), _number(scores[name], 4))
-        for name in ("accuracy", "precision", "recall", "f1", "calibration_error")
-    ]
-    scores_table(("score", ""), rows)
-    header = ("truth \\ predicted", *scores["classes"])
-    confusion = zip(scores["classes"], scores["confusion"].tolist(), strict=True)
-    scores_table(header, [(name, *map(str, counts)) for name, counts in confusion])
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastmed.errors import FastmedError, SeriesError, UsageError
+from fastmed.inference.scan_tables import Table, key_of, paired, read_table
 from fastmed.metrics.classification import classification_scores
 from fastmed.readers.label_maps import stem
 
@@ -53,9 +53,13 @@ def score_scans(predictions: Path, truth: Path) -> tuple[dict[str, Any], list[st
     """
     classes, predicted = _predictions(predictions)
     true = _truth(truth)
-    pairs, problems = _paired(predicted, true)
+    pairs, without_label, without_prediction = paired(predicted, true)
     if not pairs:
         raise FastmedError(f"{predictions}, {truth}: no prediction has the path of a row of truth")
+    alone = ["/".join(scan.keys[0]) for scan in without_label]
+    lacking = ["/".join(row.key) for row in without_prediction]
+    problems = [f"no label for {', '.join(alone)}"] if alone else []
+    problems += [f"no prediction for {', '.join(lacking)}"] if lacking else []
     targets = [_class_of(row, classes) for _, row in pairs]
     probabilities = np.array([scan.probabilities for scan, _ in pairs])
     try:
@@ -92,23 +96,27 @@ def _findings(folder: Path) -> tuple[tuple[str, ...], list[PredictedScan]]:
         if known not in (None, names):
             raise FastmedError(f"{file}: its labels are {names}, those of others {known}")
         known = names
-        scans.append(PredictedScan((_key(source), (stem(file.parent.name),)), values, str(file)))
+        scans.append(PredictedScan((key_of(source), (stem(file.parent.name),)), values, str(file)))
     return known, scans
 
 
 def _table(file: Path) -> tuple[tuple[str, ...], list[PredictedScan]]:
-    columns, rows = _rows(file)
-    path = _column(file, columns, ("path", "name"))
-    names = [column for column in columns if column.startswith(_PROBABILITY)]
+    table = _filled_table(file)
+    paths = table.texts("path", "name")
+    names = [column for column in table.columns if column.startswith(_PROBABILITY)]
     if len(names) < 2:
-        raise FastmedError(f"{file}: expected a column p_<label> for each class, got {columns}")
+        raise FastmedError(
+            f"{file}: expected a column p_<label> for each class, got {table.columns}"
+        )
+    at = [table.columns.index(name) for name in names]
     scans = []
-    for where, row in rows:
+    for number, (path, row) in enumerate(zip(paths, table.rows, strict=True)):
+        where = table.where(number)
         try:
-            values = tuple(_probability(row[name]) for name in names)
-        except (TypeError, ValueError) as error:
+            values = tuple(_probability(row[column]) for column in at)
+        except ValueError as error:
             raise FastmedError(f"{where}: a probability is missing or none ({error})") from error
-        scans.append(PredictedScan((_key(row[path]),), values, where))
+        scans.append(PredictedScan((key_of(path),), values, where))
     return tuple(name.removeprefix(_PROBABILITY) for name in names), scans
 
 
@@ -117,10 +125,12 @@ def _truth(file: Path) -> list[TrueScan]:
         raise UsageError(f"--truth {file}: no such file")
     if file.is_dir():
         raise UsageError(f"--truth {file}: for classification it is a CSV with path and label")
-    columns, rows = _rows(file)
-    path = _column(file, columns, ("path", "name"))
-    label = _column(file, columns, ("label", "target"))
-    true = [TrueScan(_key(row[path]), (row[label] or "").strip(), where) for where, row in rows]
+    table = _filled_table(file)
+    labelled = zip(table.texts("path", "name"), table.texts("label", "target"), strict=True)
+    true = [
+        TrueScan(key_of(path), label, table.where(number))
+        for number, (path, label) in enumerate(labelled)
+    ]
     seen: dict[tuple[str, ...], TrueScan] = {}
     for row in true:
         if row.key in seen:
@@ -129,29 +139,11 @@ def _truth(file: Path) -> list[TrueScan]:
     return true
 
 
-def _rows(file: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
-    """Column names, and each row with where it stands."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            table = csv.DictReader(stream)
-            rows = [(f"{file}, line {table.line_num}", row) for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FastmedError(f"{file}: not readable as CSV ({error})") from error
-    if not rows:
+def _filled_table(file: Path) -> Table:
+    table = read_table(file)
+    if not table.rows:
         raise FastmedError(f"{file}: it has no rows")
-    return list(table.fieldnames), rows
-
-
-def _column(file: Path, columns: Sequence[str], names: tuple[str, ...]) -> str:
-    column = next((name for name in names if name in columns), None)
-    if column is None:
-        raise FastmedError(f"{file}: expected a column {' or '.join(names)}, got {list(columns)}")
-    return column
-
-
-def _key(path: str | None) -> tuple[str, ...]:
-    parts = [part for part in (path or "").strip().split("/") if part not in ("", ".")]
-    return (*parts[:-1], stem(parts[-1])) if parts else ("",)
+    return table
 
 
 def _probability(value: Any) -> float:
@@ -170,46 +162,3 @@ def _class_of(row: TrueScan, classes: Sequence[str]) -> int:
         f"{row.where}: label {row.label!r} is none of {', '.join(classes)}, "
         f"nor a number from 0 to {len(classes) - 1}"
     )
-
-
-def _paired(
-    predicted: Sequence[PredictedScan], true: Sequence[TrueScan]
-) -> tuple[list[tuple[PredictedScan, TrueScan]], list[str]]:
-    exact = {row.key: row for row in true}
-    by_last: dict[str, list[TrueScan]] = {}
-    for row in true:
-        by_last.setdefault(row.key[-1], []).append(row)
-    pairs, alone, used = [], [], {}
-    for scan in predicted:
-        row = next((exact[key] for key in scan.keys if key in exact), None)
-        if row is None:
-            alike = {
-                other.key: other
-                for key in scan.keys
-                for other in by_last.get(key[-1], ())
-                if _one_ends_in_the_other(key, other.key)
-            }
-            if len(alike) > 1:
-                raise FastmedError(
-                    f"{scan.where}: {'/'.join(scan.keys[0])} may be any of "
-                    f"{', '.join(sorted('/'.join(key) for key in alike))}; give the whole path"
-                )
-            row = next(iter(alike.values()), None)
-        if row is None:
-            alone.append("/".join(scan.keys[0]))
-        elif row.key in used:
-            raise FastmedError(
-                f"{row.where}: it is the truth of both {used[row.key].where} and {scan.where}"
-            )
-        else:
-            used[row.key] = scan
-            pairs.append((scan, row))
-    lacking = ["/".join(row.key) for row in true if row.key not in used]
-    problems = [f"no label for {', '.join(alone)}"] if alone else []
-    problems += [f"no prediction for {', '.join(lacking)}"] if lacking else []
-    return pairs, problems
-
-
-def _one_ends_in_the_other(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    shorter = min(len(one), len(other))
-    return one[-shorter:] == other[-shorter:]

@@ -82,7 +82,7 @@ def froc(outcome: Outcome, *, bootstraps: int = 1000, seed: int = 0) -> Froc:
     scans, findings = len(outcome.findings), int(outcome.findings.sum())
     hits, false_positives = counts_by_falling_score(outcome.hit_scores, outcome.false_scores)
     at = np.array(RATES)
-    band_rates = np.geomspace(1 / 16, 16, 193)
+    band_rates = np.geomspace(RATES[0], RATES[-1], 97)
     if not findings:
         sensitivities, curve = np.full(len(at), math.nan), np.full(len(hits), math.nan)
     else:
@@ -116,19 +116,34 @@ def _resampled(outcome: Outcome, counts: np.ndarray, bootstraps: int, seed: int)
     order, ends = falling_runs(np.concatenate([outcome.hit_scores, outcome.false_scores]))
     scan = np.concatenate([outcome.hit_scans, outcome.false_scans])[order].astype(np.int64)
     is_hit = order < len(outcome.hit_scores)
+    few = ends[: _enough(np.cumsum(~is_hit)[ends], counts.max())]
     rows = []
-    for drawn in _draws(len(outcome.findings), len(scan), bootstraps, seed):
-        of_marks = drawn[:, scan]
-        hits = _counted(np.where(is_hit, of_marks, 0), ends)
-        false_positives = _counted(np.where(is_hit, 0, of_marks), ends)
+    for drawn in _draws(len(outcome.findings), few[-1] + 1 if len(few) else 0, bootstraps, seed):
+        curves = _curves(drawn, scan, is_hit, few)
         for row, findings in enumerate(drawn @ outcome.findings):
-            if findings:
-                rows.append(_hits_at(counts, hits[row], false_positives[row]) / findings)
+            if not findings:
+                continue
+            hits, false_positives = curves[0][row], curves[1][row]
+            if len(few) < len(ends) and false_positives[-1] <= counts.max():
+                whole = _curves(drawn[row : row + 1], scan, is_hit, ends)
+                hits, false_positives = whole[0][0], whole[1][0]
+            rows.append(_hits_at(counts, hits, false_positives) / findings)
     return np.array(rows).reshape(-1, len(counts))
 
 
-def _counted(weights: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    return np.pad(np.cumsum(weights, axis=1, dtype=np.int32)[:, ends], ((0, 0), (1, 0)))
+def _enough(false_positives: np.ndarray, most: float) -> int:
+    """How many scores the curve needs to reach `most` false positives in most resamples."""
+    return int(np.searchsorted(false_positives, 2 * most)) + 1
+
+
+def _curves(drawn, scan, is_hit, ends) -> tuple[np.ndarray, np.ndarray]:
+    """Hits and false positives [B, P + 1] of B resamples [B, S], at the ends of P scores."""
+    marks = ends[-1] + 1 if len(ends) else 0
+    of_marks = drawn[:, scan[:marks]]
+    return tuple(
+        np.pad(np.cumsum(of_marks * counted, axis=1, dtype=np.int32)[:, ends], ((0, 0), (1, 0)))
+        for counted in (is_hit[:marks], ~is_hit[:marks])
+    )
 
 
 def _draws(scans: int, marks: int, bootstraps: int, seed: int) -> Iterator[np.ndarray]:

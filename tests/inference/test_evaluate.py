@@ -436,7 +436,7 @@ def test_labels_that_say_nothing_are_a_wrong_usage(text):
 
 
 WRONG = {
-    "task": ({"task": "detection"}, "--task detection: this version knows segmentation and"),
+    "task": ({"task": "boxes"}, "--task boxes: expected one of segmentation, detection"),
     "tolerance": ({"tolerance_mm": -1.0}, "--tolerance -1"),
     "no number": ({"tolerance_mm": math.nan}, "--tolerance nan"),
     "labels": ({"task": "classification", "labels": "a=1"}, "--labels"),

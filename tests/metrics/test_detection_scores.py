@@ -57,11 +57,12 @@ def test_a_second_prediction_of_a_finding_is_a_false_positive_for_ap_and_none_fo
 
 
 def test_a_prediction_takes_the_finding_that_it_overlaps_most_of_those_left():
-    near, shifted = [0, 0, 0, 10, 10, 10], [0, 0, 0, 10, 10, 9]
-    scores = detection_scores([([shifted, near], [0.9, 0.8], [1, 1])], [([near, shifted], [1, 1])])
+    whole, lower, upper = ([0, 0, low, 10, 10, high] for low, high in ((0, 10), (0, 6), (4, 10)))
+    # `lower` overlaps `whole` by 0.6 too, and would leave `upper` nothing there
+    scores = detection_scores([([lower, upper], [0.9, 0.8], [1, 1])], [([whole, lower], [1, 1])])
     assert scores.ap[0.5] == 1
-    swapped = detection_scores([([near, near], [0.9, 0.8], [1, 1])], [([near, shifted], [1, 1])])
-    assert swapped.ap[0.5] == 1
+    again = detection_scores([([whole, whole], [0.9, 0.8], [1, 1])], [([whole, lower], [1, 1])])
+    assert again.ap[0.5] == 1
 
 
 def test_labels_must_agree_and_the_mean_is_of_the_labels_that_the_truth_has():
