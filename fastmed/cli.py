@@ -163,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         "--write",
         default="nifti,json,csv,png,report",
         metavar="LIST",
-        help="what to write, with commas between (default: nifti,json,csv,png,report)",
+        help="what to write, with commas between (default: nifti,json,csv,png,report); of boxes "
+        "also luna, voc, coco, sr (a DICOM report)",
     )
     _add_strict(command)
     command.add_argument(

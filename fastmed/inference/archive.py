@@ -11,27 +11,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastmed import bundle as bundles
-from fastmed.errors import FastmedError, UsageError
+from fastmed.errors import FastmedError, SeriesError, UsageError
 from fastmed.findings import Findings
 from fastmed.inference.case import Model, StageClock, load
 from fastmed.inference.display import Display, index_table
 from fastmed.inference.manifest import manifest
+from fastmed.inference.run_tables import RunTables
 from fastmed.preprocessing.grid import NO_SPACING
+from fastmed.readers.dicom_evidence import read_evidence
 from fastmed.readers.index import Series, index, read_series
 from fastmed.spec import Spec
 from fastmed.volume import Volume
+from fastmed.writers.dicom_sr import images_with_boxes, write_sr
 from fastmed.writers.images import write_preview
 from fastmed.writers.label_picture import write_label_picture
 from fastmed.writers.nifti import write_labels, write_slice_labels
 from fastmed.writers.report import ReportRow, write_report
-from fastmed.writers.tables import (
-    findings_rows,
-    write_findings_csv,
-    write_findings_json,
-    write_json,
-)
+from fastmed.writers.slice_boxes import boxes_by_slice
+from fastmed.writers.tables import write_findings_json, write_json
+from fastmed.writers.voc import write_voc
 
-FORMATS = ("nifti", "json", "csv", "png", "report")
+DEFAULT_FORMATS = ("nifti", "json", "csv", "png", "report")
+BOX_FORMATS = ("luna", "voc", "coco", "sr")
+FORMATS = DEFAULT_FORMATS + BOX_FORMATS
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def infer(
     model: str | Path | None = None,
     engine: str = "auto",
     device: str = "auto",
-    write: Iterable[str] = FORMATS,
+    write: Iterable[str] = DEFAULT_FORMATS,
     strict: bool = True,
     series: Iterable[str] = (),
     dry_run: bool = False,
@@ -68,13 +70,15 @@ def infer(
 
     A model of CT takes CT series and volumes, one of grey images takes pictures (PNG, BMP, JPEG,
     TIFF); a segmentation writes label maps (labels.nii.gz, of grey images labels.png), a
-    classification scores.
+    classification scores, a detection boxes.
 
     input: a folder or file, or several. output: defaults to ./fastmed-results/<input's name>.
     model: a bundle's folder; None takes the package's demo bundle and says so.
     engine, device: as `fastmed.load` takes them.
-    write: some of FORMATS; nifti stands for labels.nii.gz, png for preview.png and labels.png. What
-        a model has none of is left out; where nothing remains, that is a wrong usage.
+    write: some of FORMATS; nifti stands for labels.nii.gz, png for preview.png and labels.png, and
+        of a detection luna for marks.csv, voc for an XML file per slice with findings, coco for
+        coco.json, sr for findings.sr.dcm. What a model has none of is left out; where nothing
+        remains, that is a wrong usage.
     strict: refuse scans of doubtful geometry instead of mending them.
     series: names (SeriesInstanceUIDs) to run; empty runs all.
     dry_run: say what would be done, and stop. quiet: print errors only.
@@ -109,7 +113,7 @@ def infer(
     _prepare(target)
 
     rows: list[ReportRow] = []
-    csv_rows: list[dict] = []
+    tables = RunTables(formats)
     seconds: dict[str, dict[str, float]] = {}
     try:
         with display.progress(sum(entry.verdict == "ok" for entry in entries)) as progress:
@@ -120,8 +124,7 @@ def infer(
                 clock = StageClock()
                 step = progress.start(entry)
                 try:
-                    findings = _run_one(entry, loaded, target, formats, clock, step)
-                    csv_rows += findings_rows(findings)
+                    findings = _run_one(entry, loaded, target, formats, tables, clock, step)
                     rows.append(_done(entry, findings, target, clock))
                 except (FastmedError, OSError, MemoryError) as error:
                     rows.append(_row(entry, verdict="failed", reason=str(error)))
@@ -132,26 +135,50 @@ def infer(
                 progress.finish(rows[-1])
     finally:
         rows += [_not_reached(entry) for entry in entries[len(rows) :]]
-        _write_tables(target, formats, rows, csv_rows, loaded, strict, seconds)
+        _write_tables(target, formats, rows, tables, loaded, strict, seconds)
     display.table(rows)
     display.say(f"Results are in {target}")
     return Run(target, tuple(rows), seconds)
 
 
 def _run_one(
-    entry: Series, model: Model, output: Path, formats: set[str], clock: StageClock, progress
+    entry: Series,
+    model: Model,
+    output: Path,
+    formats: set[str],
+    tables: RunTables,
+    clock: StageClock,
+    progress,
 ) -> Findings:
     with clock("read"):
         volume = read_series(entry)
     findings = model(volume, clock=clock, progress=progress)
     with clock("write"):
+        evidence = None
+        if "sr" in formats:
+            evidence, findings = _evidence(entry, volume, findings)
         folder = output / "series" / entry.name
-        _write_series(volume, findings, folder, formats, model.spec.window_hu)
+        _write_series(volume, findings, folder, formats, model.spec, evidence)
+        tables.add(volume, findings)
     return findings
 
 
+def _evidence(entry: Series, volume: Volume, findings: Findings) -> tuple[list | None, Findings]:
+    """What a DICOM report refers to; where the scan has no such thing, a warning in its place."""
+    try:
+        return read_evidence(entry, images_with_boxes(findings, volume)), findings
+    except SeriesError as error:
+        warning = f"findings.sr.dcm is left out: {error}"
+        return None, replace(findings, warnings=(*findings.warnings, warning))
+
+
 def _write_series(
-    volume: Volume, findings: Findings, folder: Path, formats: set[str], window_hu
+    volume: Volume,
+    findings: Findings,
+    folder: Path,
+    formats: set[str],
+    spec: Spec,
+    evidence: list | None,
 ) -> None:
     """Writes one series' files into a hidden folder, then renames it into place."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -165,8 +192,20 @@ def _write_series(
             write_label_picture(findings, partial / "labels.png")
         if "json" in formats:
             write_findings_json(findings, partial / "findings.json")
+        if "voc" in formats:
+            for at in boxes_by_slice(findings, volume):
+                write_voc(at, partial / "voc" / f"{at.name}.xml", folder=findings.series)
+        if evidence:
+            write_sr(findings, volume, evidence, partial / "findings.sr.dcm")
         if {"png", "report"} & formats:
-            write_preview(volume, findings, partial / "preview.png", window_hu=window_hu)
+            threshold = spec.detection.score_threshold if spec.detection else None
+            write_preview(
+                volume,
+                findings,
+                partial / "preview.png",
+                window_hu=spec.window_hu,
+                score_threshold=threshold,
+            )
         if not partial.exists():  # a run that wants findings.csv alone
             return
         _replace_folder(partial, folder)
@@ -188,10 +227,9 @@ def _replace_folder(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_tables(target, formats, rows, csv_rows, model, strict, seconds) -> None:
+def _write_tables(target, formats, rows, tables, model, strict, seconds) -> None:
     facts = manifest(model, strict=strict, formats=sorted(formats), rows=rows, seconds=seconds)
-    if "csv" in formats:
-        write_findings_csv(csv_rows, target / "findings.csv")
+    tables.write(target, model.spec)
     if "report" in formats:
         # The page lists the series, and says at its top what the notice says.
         run = {name: fact for name, fact in facts.items() if name not in ("series", "notice")}
@@ -200,18 +238,32 @@ def _write_tables(target, formats, rows, csv_rows, model, strict, seconds) -> No
 
 
 def _formats(write: Iterable[str], spec: Spec) -> set[str]:
-    """What to write, without the label maps in NIfTI that a model has none of."""
-    formats = set(write)
-    unknown = formats - set(FORMATS)
-    if unknown or not formats:
+    """What to write, without what a model of this kind has none of."""
+    wanted = set(write)
+    unknown = wanted - set(FORMATS)
+    if unknown or not wanted:
         named = ",".join(sorted(unknown)) or "names nothing"
         raise UsageError(f"--write {named}: expected some of {','.join(FORMATS)}")
-    if spec.task == "classification" or spec.modality == "grey":
-        formats.discard("nifti")
-    if not formats:
-        has = "scores, and no label map" if spec.task == "classification" else "labels.png (png)"
-        raise UsageError(f"--write nifti: the model {spec.name} writes {has}; name another format")
-    return formats
+    absent: set[str] = set()
+    if spec.task != "segmentation" or spec.modality == "grey":
+        absent.add("nifti")
+    if spec.task != "detection":
+        absent.update(BOX_FORMATS)
+    elif spec.modality == "grey":  # no millimetres, no DICOM
+        absent.update(("luna", "sr"))
+    if not wanted - absent:
+        named = ",".join(name for name in FORMATS if name in wanted)
+        raise UsageError(
+            f"--write {named}: the model {spec.name} writes {_written_by(spec)}; "
+            "name another format"
+        )
+    return wanted - absent
+
+
+def _written_by(spec: Spec) -> str:
+    if spec.task == "segmentation":
+        return "labels.png (png)" if spec.modality == "grey" else "label maps (nifti)"
+    return "scores, and no label map" if spec.task == "classification" else "boxes, no label map"
 
 
 def _suited(entry: Series, spec: Spec) -> Series:

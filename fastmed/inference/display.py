@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fastmed.readers.index import Series
+from fastmed.writers.legend import format_boxes
 from fastmed.writers.report import ReportRow
 
 _WIDTH_OF_A_LOG = 240
@@ -168,6 +169,11 @@ def _figures(row: ReportRow) -> str:
         figures.append(f"{mask['label']} {size}{mean}")
     for score in row.findings["scores"]:
         figures.append(f"{score['label']} {100 * score['probability']:.1f} %")
+    if not (row.findings["masks"] or row.findings["scores"]):
+        boxes = row.findings["boxes"]
+        sizes = [box["diameter_mm"] for box in boxes]
+        scores = [box["score"] for box in boxes]
+        figures.append(format_boxes(sizes, scores, "mm" if unit == "HU" else "px"))
     return "; ".join(figures)
 
 

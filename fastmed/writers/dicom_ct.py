@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from fastmed.volume import Volume
 from fastmed.writers.atomic import write_atomically
+from fastmed.writers.dicom_uid import digest, uid_from
 
 _CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 _EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -65,7 +65,7 @@ def _series_dataset(volume: Volume, identity: str, series_uid: str, patient: str
     ds.file_meta = FileMetaDataset()
     ds.file_meta.MediaStorageSOPClassUID = _CT_IMAGE_STORAGE
     ds.file_meta.TransferSyntaxUID = _EXPLICIT_LITTLE_ENDIAN
-    ds.file_meta.ImplementationClassUID = _uid("fastmed")
+    ds.file_meta.ImplementationClassUID = uid_from("fastmed")
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     ds.SOPClassUID = _CT_IMAGE_STORAGE
@@ -74,15 +74,15 @@ def _series_dataset(volume: Volume, identity: str, series_uid: str, patient: str
     ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "CT", "fastmed", "phantom"
     ds.ReferringPhysicianName, ds.StudyDescription = "", "synthetic, no person"
     ds.SeriesDescription = description
-    ds.PatientName, ds.PatientID = patient, f"PHANTOM-{_digest(identity)[:12]}"
+    ds.PatientName, ds.PatientID = patient, f"PHANTOM-{digest(identity)[:12]}"
     ds.PatientBirthDate, ds.PatientSex = "", ""
     ds.KVP = ""
     ds.SliceThickness = _ds(abs(float(volume.geometry.steps_lps_mm[0] @ volume.geometry.normal)))
     ds.PatientPosition = "HFS"
-    ds.StudyInstanceUID = _uid(f"{identity}\nstudy")
-    ds.SeriesInstanceUID = series_uid or _uid(f"{identity}\nseries")
+    ds.StudyInstanceUID = uid_from(f"{identity}\nstudy")
+    ds.SeriesInstanceUID = series_uid or uid_from(f"{identity}\nseries")
     ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber = "1", "1", "1"
-    ds.FrameOfReferenceUID = _uid(f"{identity}\nframe of reference")
+    ds.FrameOfReferenceUID = uid_from(f"{identity}\nframe of reference")
     ds.PositionReferenceIndicator = ""
     ds.ImageOrientationPatient = [_ds(c) for c in (*along, *down)]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -96,7 +96,7 @@ def _series_dataset(volume: Volume, identity: str, series_uid: str, patient: str
 
 
 def _place(dataset, identity: str, position_lps_mm: np.ndarray, number: int) -> None:
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = _uid(identity)
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid_from(identity)
     dataset.InstanceNumber = str(number)
     dataset.ImagePositionPatient = [_ds(p) for p in position_lps_mm]
 
@@ -129,12 +129,3 @@ def _ds(value: float):
     from pydicom.valuerep import DSfloat
 
     return DSfloat(float(value), auto_format=True)
-
-
-def _uid(identity: str) -> str:
-    """A UID that follows from a text: 2.25 and 122 bits of its SHA-256, as RFC 4122 UUIDs have."""
-    return f"2.25.{int(_digest(identity), 16) >> 134}"
-
-
-def _digest(identity: str) -> str:
-    return hashlib.sha256(identity.encode()).hexdigest()

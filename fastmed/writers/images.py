@@ -10,9 +10,11 @@ from PIL import Image, ImageDraw
 
 from fastmed.findings import Findings
 from fastmed.volume import Volume
+from fastmed.writers.annotate import annotate, draw_scale_bar
 from fastmed.writers.atomic import write_atomically
+from fastmed.writers.box_picture import boxed_image_picture, boxed_planes_picture
 from fastmed.writers.legend import ROW_PX, draw_legend, legend_rows
-from fastmed.writers.palette import BACKGROUND, BRIGHT, DIM, FAINT, font, label_color
+from fastmed.writers.palette import BACKGROUND, label_color
 from fastmed.writers.planes import Plane, cut_image, cut_planes, field_of_view
 
 _PLANE_PX, _FLAT_PLANE_PX = 440, 560  # the longest in-plane side of the scan
@@ -29,18 +31,24 @@ def write_preview(
     path: str | os.PathLike,
     *,
     window_hu: tuple[float, float] = (-160.0, 240.0),
+    score_threshold: float | None = None,
 ) -> None:
     """Writes preview.png: the axial, coronal and sagittal plane in which most was found.
 
     The patient's left is on the right of the picture, the head is up, all planes have one scale
     in mm. A scan without masks shows the planes through its centre; scores stand in the legend. A
-    grey image is shown whole.
+    grey image is shown whole. A detection shows its best finding so, and the best few from near.
 
-    window_hu: (low, high) shown as black and white.
+    window_hu: (low, high) shown as black and white. score_threshold: of a detection, what its
+        findings are above.
 
     Raises FastmedError where the disk refuses.
     """
-    picture = _PICTURES[findings.modality](volume, findings, window_hu)
+    if findings.boxes or score_threshold is not None:
+        draw = _BOXED_PICTURES[findings.modality]
+        picture = draw(volume, findings, window_hu, score_threshold)
+    else:
+        picture = _PICTURES[findings.modality](volume, findings, window_hu)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=2)
     write_atomically(path, [buffer.getvalue()])
@@ -75,13 +83,14 @@ def _image_picture(volume: Volume, findings: Findings, window_hu) -> Image.Image
     picture = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     picture.paste(_overlay(plane), corner)
-    _annotate(draw, plane, corner)
+    annotate(draw, plane, corner)
     draw_legend(draw, legend, legend_at)
     return picture
 
 
 # How a scan of each modality is shown.
 _PICTURES = {"ct": _planes_picture, "grey": _image_picture}
+_BOXED_PICTURES = {"ct": boxed_planes_picture, "grey": boxed_image_picture}
 
 
 def _compose(planes, findings: Findings, pixel_mm: float, flat: bool) -> Image.Image:
@@ -109,8 +118,8 @@ def _compose(planes, findings: Findings, pixel_mm: float, flat: bool) -> Image.I
     draw = ImageDraw.Draw(picture)
     for plane, corner in zip(planes, corners, strict=True):
         picture.paste(_overlay(plane), corner)
-        _annotate(draw, plane, corner)
-    _draw_scale_bar(draw, corners[0], axial.gray.shape, pixel_mm)
+        annotate(draw, plane, corner)
+    draw_scale_bar(draw, corners[0], axial.gray.shape, pixel_mm)
     draw_legend(draw, legend, legend_at)
     return picture
 
@@ -143,41 +152,3 @@ def _tints(highest: int) -> np.ndarray:
         for row, alpha in ((2 * value, _FILL_ALPHA), (2 * value + 1, _EDGE_ALPHA)):
             tints[row] = [round(c * alpha / 255) for c in label_color(value)] + [alpha]
     return tints.view(np.uint32)[:, 0]
-
-
-def _annotate(draw: ImageDraw.ImageDraw, plane: Plane, corner: tuple[int, int]) -> None:
-    rows, columns = plane.gray.shape
-    x, y = corner
-    draw.text((x, y - 10), plane.name.upper(), DIM, font(12), anchor="ls")
-    if plane.crossing is None:
-        return
-    across, down = x + plane.crossing[0] * columns, y + plane.crossing[1] * rows
-    for start, end in (
-        ((across, y - 6), (across, y - 2)),
-        ((across, y + rows + 1), (across, y + rows + 5)),
-        ((x - 6, down), (x - 2, down)),
-        ((x + columns + 1, down), (x + columns + 5, down)),
-    ):
-        draw.line((start, end), FAINT, 1)
-    at_left, at_right, at_top, at_bottom = plane.letters
-    middle_x, middle_y = x + columns / 2, y + rows / 2
-    letters = [(at_left, x + 7, middle_y, "lm"), (at_right, x + columns - 7, middle_y, "rm")]
-    if rows > 90:
-        letters.append((at_top, middle_x, y + 6, "ma"))
-        letters.append((at_bottom, middle_x, y + rows - 7, "md"))
-    for letter, *at, anchor in letters:
-        draw.text(
-            at, letter, BRIGHT, font(14), anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0)
-        )
-
-
-def _draw_scale_bar(draw, corner, shape, pixel_mm: float) -> None:
-    rows, columns = shape
-    longest = columns * pixel_mm / 3.5
-    length_mm = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= longest), default=1)
-    x, y = corner[0] + 12, corner[1] + rows - 14
-    end = x + length_mm / pixel_mm
-    draw.rectangle((x - 1, y - 1, end + 1, y + 2), (0, 0, 0))
-    draw.rectangle((x, y, end, y + 1), BRIGHT)
-    text = f"{length_mm // 10} cm" if length_mm >= 10 else f"{length_mm} mm"
-    draw.text((x, y - 6), text, BRIGHT, font(12), anchor="ls", stroke_width=2, stroke_fill=0)

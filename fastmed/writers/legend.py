@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import ImageDraw
@@ -35,7 +36,7 @@ def legend_rows(findings: Findings, width_px: float, most_rows: int) -> list[lis
         return [[Entry(0, "nothing found")]]
     rows, x = [[]], 0.0
     for rank, (label, figure) in enumerate(found):
-        name = _shorten(label)
+        name = shorten(label)
         needed = _SWATCH_PX + font(_TEXT_PX).getlength(name + figure) + _SPACE_PX
         room = width_px - x - (_MORE_PX if len(rows) == most_rows else 0)
         if needed > room and rows[-1]:
@@ -75,6 +76,21 @@ def format_share(probability: float) -> str:
     return f"{100 * probability:.1f} %"
 
 
+def format_score(score: float) -> str:
+    """Formats the score of a box: 0.97."""
+    return f"{score:.2f}"
+
+
+def format_boxes(diameters: Sequence[float], scores: Sequence[float], unit: str) -> str:
+    """Sums up the boxes of a scan: 3 findings · largest 12.4 mm · highest score 0.97."""
+    if not scores:
+        return "no finding"
+    largest, highest = f"{max(diameters):.1f} {unit}", format_score(max(scores))
+    if len(scores) == 1:
+        return f"1 finding · {largest} · score {highest}"
+    return f"{len(scores)} findings · largest {largest} · highest score {highest}"
+
+
 def format_ml(volume_ml: float) -> str:
     """Formats a volume with about three figures: 1126 ml, 22.4 ml, 0.35 ml."""
     digits = 0 if volume_ml >= 100 else 1 if volume_ml >= 10 else 2
@@ -90,6 +106,7 @@ def _figures(findings: Findings) -> list[tuple[str, str]]:
     return [(mask.label, format_size(mask.volume_ml, mask.voxels)) for mask in ranked]
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str, longest: int = 40) -> str:
+    """Makes a name printable and at most `longest` characters long."""
     name = "".join(c if c.isprintable() else " " for c in name)
-    return name if len(name) <= 40 else name[:39] + "…"
+    return name if len(name) <= longest else name[: longest - 1] + "…"

@@ -35,8 +35,12 @@ class Plane:
     crossing: tuple[float, float] | None
 
 
-def field_of_view(volume: Volume, findings: Findings) -> tuple[Geometry, np.ndarray]:
+def field_of_view(
+    volume: Volume, findings: Findings, around_lps_mm: np.ndarray | None = None
+) -> tuple[Geometry, np.ndarray]:
     """Chooses what a picture shows.
+
+    around_lps_mm: a point [3] that it shows in any case, which is then the centre.
 
     Returns an upright, right-angled grid around the body, without the air beside it and, of a
     long scan, only the part around the centre; and the centre in LPS mm, where the planes that
@@ -61,6 +65,10 @@ def field_of_view(volume: Volume, findings: Findings) -> tuple[Geometry, np.ndar
         low = np.minimum(low, at.min(axis=0) - reach)
         high = np.maximum(high, at.max(axis=0) + reach + 1)
         centre = _fullest(at.clip(0, size - 1), 2 * reach)
+    elif around_lps_mm is not None:
+        at = grid.to_index(around_lps_mm)
+        low, high = np.minimum(low, at), np.maximum(high, at + 1)
+        centre = np.rint(at).clip(0, size - 1).astype(int)
     low = np.floor(low).clip(0, size - 1).astype(int)
     high = np.ceil(high).clip(low + 1, size).astype(int)
 
@@ -108,6 +116,27 @@ def cut_planes(
         cut("coronal", (top, y, 0), (depth, width), (-1, 0, 0), (0, 0, 1), "RLHF", (x, top - z)),
         cut("sagittal", (top, 0, x), (depth, height), (-1, 0, 0), (0, 1, 0), "APHF", (y, top - z)),
     )
+
+
+def cut_around(
+    volume: Volume,
+    directions: np.ndarray,
+    centre_lps_mm,
+    *,
+    side_px: int,
+    pixel_mm: float,
+    window_hu,
+) -> tuple[np.ndarray, Geometry]:
+    """Cuts a square around a point, from near.
+
+    directions: [3, 3] LPS unit vectors across it, down and to the right.
+
+    Returns [side_px, side_px] uint8 and where its pixels are; beyond the scan the edge repeats.
+    """
+    steps = np.asarray(directions) * pixel_mm
+    start = np.asarray(centre_lps_mm) - (steps[1] + steps[2]) * (side_px - 1) / 2
+    square = Geometry.from_axes((1, side_px, side_px), start, steps)
+    return _sample_window(volume, square, window_hu), square
 
 
 def cut_image(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fastmed.findings import Findings
 from fastmed.writers.atomic import write_atomically
-from fastmed.writers.legend import format_share, format_size
+from fastmed.writers.legend import format_boxes, format_score, format_share, format_size
 from fastmed.writers.palette import label_color
 from fastmed.writers.tables import findings_dict
 
@@ -71,6 +71,8 @@ def write_report(
     environment.filters["color"] = lambda value: f"#{bytes(label_color(value)).hex()}"
     environment.filters["size"] = lambda mask: format_size(mask["volume_ml"], mask["voxels"])
     environment.filters["share"] = format_share
+    environment.filters["score"] = format_score
+    environment.filters["boxes"] = _boxes_in_words
     template = environment.from_string(Path(__file__).with_name(_TEMPLATE).read_text("utf-8"))
     width_px = max(_NARROWEST_PX, min(_WIDEST_PX, _WIDTHS_OF_A_PAGE_PX // max(1, len(rows))))
     page = template.generate(
@@ -89,6 +91,12 @@ def _all_warnings(row: ReportRow) -> list[str]:
     """The warnings of the row and of its findings, each once."""
     found = (row.findings or {}).get("warnings", ())
     return list(dict.fromkeys([*found, *row.warnings]))
+
+
+def _boxes_in_words(findings: Mapping[str, Any]) -> str:
+    boxes = findings.get("boxes", ())
+    unit = "px" if findings.get("modality") == "grey" else "mm"
+    return format_boxes([b["diameter_mm"] for b in boxes], [b["score"] for b in boxes], unit)
 
 
 def _flat(manifest: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

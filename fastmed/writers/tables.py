@@ -7,15 +7,19 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastmed.findings import Findings, Mask, Score
+from fastmed.findings import Box, Findings, Mask, Score
 from fastmed.geometry import Geometry
 from fastmed.writers.atomic import write_atomically
 
 CSV_COLUMNS = (
     "series", "source", "model", "kind", "label", "volume_ml", "mean_hu", "voxels", "probability",
+    "score", "diameter_mm",
+    "x1_lps_mm", "y1_lps_mm", "z1_lps_mm", "x2_lps_mm", "y2_lps_mm", "z2_lps_mm",
+    "first_slice", "last_slice",
+    "key_sop_instance_uid", "key_x1_px", "key_y1_px", "key_x2_px", "key_y2_px",
 )  # fmt: skip
 
 
@@ -29,7 +33,7 @@ def findings_dict(findings: Findings) -> dict[str, Any]:
             "modality": findings.modality,
             "geometry": _geometry_dict(findings.geometry),
             "masks": [_mask_dict(mask) for mask in findings.masks],
-            "boxes": [],
+            "boxes": [_box_dict(box) for box in findings.boxes],
             "scores": [_score_dict(score) for score in findings.scores],
             "warnings": findings.warnings,
         }
@@ -37,14 +41,16 @@ def findings_dict(findings: Findings) -> dict[str, Any]:
 
 
 def findings_rows(findings: Findings) -> list[dict[str, Any]]:
-    """Returns the rows of findings.csv for one scan, one per mask or score, by CSV_COLUMNS.
+    """Returns the rows of findings.csv for one scan, one per mask, box or score, by
+    CSV_COLUMNS.
 
     They hold no label map, so a run over an archive can collect them.
     """
     scan = {"series": findings.series, "source": findings.source, "model": findings.model}
     masks = [scan | {"kind": "mask"} | _mask_dict(mask) for mask in findings.masks]
+    boxes = [scan | {"kind": "box"} | _box_cells(box) for box in findings.boxes]
     scores = [scan | {"kind": "score"} | _score_dict(score) for score in findings.scores]
-    return _plain(masks + scores)
+    return _plain(masks + boxes + scores)
 
 
 def write_findings_json(findings: Findings, path: str | os.PathLike) -> None:
@@ -64,7 +70,7 @@ def write_json(content: Any, path: str | os.PathLike) -> None:
 def write_findings_csv(
     findings: Iterable[Findings | Mapping[str, Any]], path: str | os.PathLike
 ) -> None:
-    """Writes findings.csv: a header, then one row per mask or score.
+    """Writes findings.csv: a header, then one row per mask, box or score.
 
     findings: results, or rows as `findings_rows` returns them, in the order of the file.
 
@@ -73,12 +79,23 @@ def write_findings_csv(
 
     Raises FastmedError where the disk refuses.
     """
+    rows = (
+        row
+        for item in findings
+        for row in (findings_rows(item) if isinstance(item, Findings) else [item])
+    )
+    write_table(CSV_COLUMNS, rows, path)
+
+
+def write_table(
+    columns: Sequence[str], rows: Iterable[Mapping[str, Any]], path: str | os.PathLike
+) -> None:
+    """Writes a CSV file as `write_findings_csv` does, of other columns."""
     buffer = io.StringIO()
-    table = csv.DictWriter(buffer, CSV_COLUMNS, lineterminator="\n")
+    table = csv.DictWriter(buffer, columns, lineterminator="\n")
     table.writeheader()
-    for item in findings:
-        for row in findings_rows(item) if isinstance(item, Findings) else [item]:
-            table.writerow({name: _cell(value) for name, value in _plain(row).items()})
+    for row in rows:
+        table.writerow({name: _cell(value) for name, value in _plain(row).items()})
     write_atomically(path, [_utf8(buffer.getvalue())])
 
 
@@ -93,6 +110,35 @@ def _mask_dict(mask: Mask) -> dict[str, Any]:
 
 def _score_dict(score: Score) -> dict[str, Any]:
     return {"label": score.label, "probability": score.probability}
+
+
+def _box_dict(box: Box) -> dict[str, Any]:
+    return {
+        "label": box.label,
+        "score": box.score,
+        "box_lps_mm": box.box_lps_mm,
+        "diameter_mm": box.diameter_mm,
+        "slices": box.slices,
+        "key_sop_instance_uid": box.key_sop_instance_uid,
+        "key_box_px": box.key_box_px,
+    }
+
+
+def _box_cells(box: Box) -> dict[str, Any]:
+    """The entry of findings.json with one number to a cell."""
+    corners = ("x1", "y1", "z1", "x2", "y2", "z2")
+    in_plane = ("x1", "y1", "x2", "y2")
+    key_box_px = box.key_box_px or (None,) * 4
+    return {
+        "label": box.label,
+        "score": box.score,
+        "diameter_mm": box.diameter_mm,
+        **{f"{c}_lps_mm": mm for c, mm in zip(corners, box.box_lps_mm, strict=True)},
+        "first_slice": box.slices[0],
+        "last_slice": box.slices[1],
+        "key_sop_instance_uid": box.key_sop_instance_uid,
+        **{f"key_{c}_px": px for c, px in zip(in_plane, key_box_px, strict=True)},
+    }
 
 
 def _geometry_dict(geometry: Geometry) -> dict[str, Any]:

@@ -1,0 +1,15 @@
+"""UIDs that follow from what they name, so that the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def uid_from(identity: str) -> str:
+    """A UID that follows from a text: 2.25 and 122 bits of its SHA-256, as RFC 4122 UUIDs have."""
+    return f"2.25.{int(digest(identity), 16) >> 134}"
+
+
+def digest(identity: str) -> str:
+    """The SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
