@@ -118,6 +118,8 @@ def phantom(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         seed=arguments.seed,
         positive_share=arguments.positive_share,
+        form=arguments.format,
+        into=arguments.into,
     ):
         print(path)
     return 0
@@ -271,6 +273,14 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="P",
         help="chest: share of scans with a mass in a lung (default: 0.1)",
+    )
+    command.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="nodules: nifti with tables of boxes, or dicom with VOC XML too (default: nifti)",
+    )
+    command.add_argument(
+        "--into", type=Path, metavar="SCAN", help="nodules: a chest CT that takes them (one scan)"
     )
 
     _add(commands, doctor, "show devices, engines, kernels, versions, and what is missing")

@@ -42,6 +42,8 @@ def write_phantoms(
     count: int = 1,
     seed: int = 0,
     positive_share: float | None = None,
+    form: str | None = None,
+    into: str | Path | None = None,
 ) -> list[Path]:
     """Writes synthetic CT with its truth below `output`; returns the paths that it made.
 
@@ -51,12 +53,15 @@ def write_phantoms(
         a text file.
         Training sets: "liver" writes `count` abdomens to image/ and label/ as NIfTI; "chest" scans/
         and labels.csv, where 1 is a mass in a lung; "lungs" 8 slices each of `count` chests and
-        "lesions" `count` slices with a lesion to image/ and label/ as 8-bit PNG, masks 0 and 255.
+        "lesions" `count` slices with a lesion to image/ and label/ as 8-bit PNG, masks 0 and 255;
+        "nodules" chests with lung nodules and their boxes, see `phantom_nodules.write_nodules`.
     seed: of the first scan; the next ones count up. The same seed gives the same bytes.
     positive_share: share of positive scans, 0 to 1; of "chest" alone, 0.1 by default.
+    form, into: of "nodules" alone: "nifti" (the default) or "dicom", and a scan whose lungs take
+        the nodules.
 
-    Raises UsageError for an unknown kind, a count below 1, a share that is none or that the kind
-    does not take, or an output folder that is not empty.
+    Raises UsageError for an unknown kind or format, a count below 1, a share that is none, a
+    setting that the kind does not take, or an output folder that is not empty.
     """
     output = Path(output)
     if kind not in KINDS:
@@ -69,13 +74,19 @@ def write_phantoms(
         raise UsageError(f"--positive-share {positive_share}: phantom {kind} has none; chest does")
     if positive_share is not None and not 0 <= positive_share <= 1:
         raise UsageError(f"--positive-share {positive_share}: expected 0 to 1")
+    for flag, value in (("--format", form), ("--into", into)):
+        if value is not None and kind != "nodules":
+            raise UsageError(f"{flag} {value}: phantom {kind} does not take it; nodules does")
+    if form is not None and form not in phantom_nodules.FORMATS:
+        formats = ", ".join(phantom_nodules.FORMATS)
+        raise UsageError(f"--format {form}: expected one of {formats}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"--output {output}: not an empty folder; name a new one")
     if kind == "chest":
         share = POSITIVE_SHARE if positive_share is None else positive_share
         return phantom_sets.write_chest(output, count, seed, share)
     if kind == "nodules":
-        return phantom_nodules.write_nodules(output, count, seed)
+        return phantom_nodules.write_nodules(output, count, seed, form or "nifti", into)
     if kind in phantom_sets.WRITERS:
         return phantom_sets.WRITERS[kind](output, count, seed)
     return _write_scans(kind, output, count, seed)

@@ -15,11 +15,12 @@ Taken = list[tuple[np.ndarray, float]]  # centres (x, y, z in LPS mm) and radii 
 def add_distractors(rng: np.random.Generator, scene: Scene, taken: Taken) -> None:
     """Draws them into the scene's HU, in every scan alike and clear of the spheres `taken`."""
     for draw, few, many in (
-        (_stub, 14, 26),
+        (_stub, 18, 30),
         (_swelling, 6, 12),
         (_plate, 5, 10),
         (_plaque, 5, 10),
         (_wall, 2, 5),
+        (_cyst, 1, 4),
         (_scar, 1, 4),
         (_haze, 0, 3),
     ):
@@ -83,13 +84,13 @@ def _course(rng, centre, length_mm: float, pieces: int, bend: float) -> np.ndarr
 
 
 def _stub(rng, scene: Scene, taken: Taken) -> None:
-    """A short thick rod, as a bronchus full of mucus or a vessel seen alone: 2.5 to 5 times as
+    """A short thick rod, as a bronchus full of mucus or a vessel seen alone: 2 to 4.5 times as
     long as it is wide."""
     centre = find_place(rng, scene, lambda at: scene.lungs[at] > 4)
     if centre is None:
         return
     radius = rng.uniform(1.6, 4.2)
-    points = _course(rng, centre, 2 * radius * rng.uniform(2.5, 5), 2, 0.25)
+    points = _course(rng, centre, 2 * radius * rng.uniform(1.2, 3.6), 2, 0.25)
     if not is_free(taken, points, 2 * radius + 4):
         return
     a, b, c = radius * rng.uniform(0.8, 1.1, 3)
@@ -109,7 +110,7 @@ def _swelling(rng, scene: Scene, taken: Taken) -> None:
     radius = rng.uniform(1.3, 3.2)
     if not is_free(taken, points, 8):
         return
-    radii = radius * np.array([0.9, 1, rng.uniform(1.25, 1.6), 1, 0.8])
+    radii = radius * np.array([0.9, 1, rng.uniform(1.3, 1.7), 1, 0.8])
     pairs = zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True)
     lay_tubes(scene, [Tube(*pair) for pair in pairs], rng.uniform(0, 110))
 
@@ -169,6 +170,23 @@ def _wall(rng, scene: Scene, taken: Taken) -> None:
         return
     tubes = [Tube(points[k], points[k + 1], radius, 0.85 * radius) for k in range(2)]
     lay_tubes(scene, tubes, rng.uniform(-80, 60), rng.uniform(1.3, 2.0))
+
+
+def _cyst(rng, scene: Scene, taken: Taken) -> None:
+    """A ball of air with a thin wall."""
+    centre = find_place(rng, scene, lambda at: scene.lungs[at] > 6)
+    radius = rng.uniform(3.5, 8)
+    if centre is None or not is_free(taken, centre[None], radius + 4):
+        return
+    box, (x, y, z) = scene.box(centre, 1.3 * radius + 4)
+    stretch = rng.uniform(0.85, 1.2, 3)
+    away = np.sqrt((x / stretch[0]) ** 2 + (y / stretch[1]) ** 2 + (z / stretch[2]) ** 2)
+    inner = share(
+        np.minimum(radius - rng.uniform(1.2, 1.8) - away, scene.lungs[box]), scene.voxel_mm
+    )
+    outer = share(np.minimum(radius - away, scene.lungs[box]), scene.voxel_mm)
+    _lay_denser(scene, outer - inner, rng.uniform(-200, 40), box)
+    scene.lay(inner, -950.0, box)
 
 
 def _scar(rng, scene: Scene, taken: Taken) -> None:

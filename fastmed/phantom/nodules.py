@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -19,6 +19,7 @@ KINDS = ("solid", "part-solid", "ground-glass")
 _LEAST_MM = {"solid": 4.2, "part-solid": 7.0, "ground-glass": 6.5}
 _MOST_MM = 19.5
 _GAP_MM = 5.0  # between two nodules
+_VESSEL_HU = -500.0  # what is denser inside a real lung
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,69 @@ def nodule_chest(geometry: Geometry, seed: int, *, count: int) -> NoduleScan:
     return NoduleScan(volume, tuple(nodules), tuple(tiny), lungs > 0)
 
 
+def insert(volume: Volume, lungs: np.ndarray, seed: int, *, count: int) -> NoduleScan:
+    """Puts `count` nodules of 4 to 20 mm into the lungs of a scan, and changes nothing else in it.
+
+    They mix with the tissue by the share of each voxel that they fill, blurred as the scan is;
+    what is denser, vessels above all, shines through, and they bear noise as the lung around has.
+    None is below twice the mean spacing.
+
+    volume: a CT; lungs: [D, H, W] bool on its grid, with their vessels. seed: of places, shapes and
+        noise; the global random state stays untouched.
+
+    Raises ValueError where `lungs` has another shape, or the spacing leaves no room for 20 mm.
+    """
+    geometry = volume.geometry
+    if lungs.shape != geometry.shape_zyx:
+        raise ValueError(f"lungs have shape {lungs.shape}, the volume {geometry.shape_zyx}")
+    coarse_mm = 2 * float(np.mean(geometry.spacing_mm_zyx))
+    if coarse_mm >= _MOST_MM:
+        raise ValueError(f"spacing {geometry.spacing_mm_zyx} mm: too coarse for nodules")
+    rng = np.random.default_rng([seed, 12])
+    hu = volume.hu()
+    deep = ndimage.distance_transform_edt(lungs, geometry.spacing_mm_zyx).astype(np.float32)
+    voxel_mm = float(np.mean(geometry.spacing_mm_zyx[1:]))
+    # Up to the pleura the nearest voxel outside is half a voxel too far; outside, all is outside.
+    deep = np.where(lungs, deep - voxel_mm / 2, -voxel_mm).astype(np.float32)
+    is_air = ~(lungs & (hu > _VESSEL_HU))
+    vessels = -ndimage.distance_transform_edt(is_air, geometry.spacing_mm_zyx)
+    noise_hu = _noise_hu(hu, deep)
+    scene = Scene(geometry, deep, deep, np.zeros_like(lungs), hu, voxel_mm)
+    taken: Taken = []
+    nodules = []
+    for _ in range(count):
+        kind = str(rng.choice(KINDS, p=(0.5, 0.25, 0.25)))
+        diameter = max(_diameter(rng, kind), coarse_mm)
+        centre = _place(rng, scene, vessels, [], diameter, taken)
+        if centre is None:
+            continue
+        drawn = draw_nodule(
+            rng, geometry, hu, deep, kind, centre, diameter, rng.uniform(-20, 90), 0.6 * voxel_mm
+        )
+        if drawn is None:
+            continue
+        nodule, patch, part = drawn
+        # Where the lung is replaced so is its noise.
+        hu[patch.box] += part * scanner_noise(rng, part.shape, noise_hu)
+        taken.append((centre, diameter / 2))
+        nodules.append(nodule)
+    stored = np.rint((hu - volume.intercept) / volume.slope)
+    if np.issubdtype(volume.voxels.dtype, np.integer):
+        limits = np.iinfo(volume.voxels.dtype)
+        stored = np.clip(stored, limits.min, limits.max)
+    voxels = np.where(hu != volume.hu(), stored, volume.voxels).astype(volume.voxels.dtype)
+    name = f"{volume.name}-nodules-{seed:05d}"
+    made = replace(volume, voxels=voxels, name=name, source=name)
+    return NoduleScan(made, tuple(nodules), (), lungs)
+
+
+def _noise_hu(hu: np.ndarray, deep_mm: np.ndarray) -> float:
+    """Deviation of the noise: of what is finer than a voxel, in the emptiest part of the lungs."""
+    fine = hu - ndimage.gaussian_filter(hu, (0, 1, 1))
+    values = fine[(deep_mm > 3) & (hu < _VESSEL_HU - 200)]
+    return 1.48 * float(np.median(np.abs(values))) if len(values) else 0.0
+
+
 def _diameter(rng: np.random.Generator, kind: str) -> float:
     """Small ones are the more frequent: log-uniform from the least diameter of the kind on."""
     low, high = np.log(_LEAST_MM[kind]), np.log(_MOST_MM)
@@ -109,11 +173,17 @@ def _place(
 ) -> np.ndarray | None:
     """A centre (x, y, z in LPS mm) in free lung, at a vessel or at the wall; None without room."""
     radius = diameter_mm / 2
-    where = rng.choice(("free", "vessel", "pleura"), p=(0.4, 0.35, 0.25))
+    where = rng.choice(("free", "vessel", "pleura"), p=(0.25, 0.45, 0.3))
     for _ in range(40):
         centre = None
-        if where == "vessel":
+        if where == "vessel" and tubes:
             centre = _beside_a_vessel(rng, scene, tubes, radius)
+        elif where == "vessel":
+            centre = find_place(
+                rng,
+                scene,
+                lambda at: scene.lungs[at] > radius + 1 and -radius < vessels[at] < -0.4 * radius,
+            )
         elif where == "pleura":
             # Half of it and more stands out of the chest wall; the middle of the chest is no wall.
             centre = find_place(
@@ -143,7 +213,7 @@ def _beside_a_vessel(rng, scene: Scene, tubes: list[Tube], radius: float) -> np.
             continue
         axis = tube.end - tube.start
         side = np.cross(axis, rng.standard_normal(3))
-        away = rng.uniform(0.4, 1) * radius + 0.5 * tube.start_radius
+        away = rng.uniform(0.3, 0.9) * radius + 0.5 * tube.start_radius
         centre = tube.start + rng.uniform(0.2, 0.8) * axis + side / np.linalg.norm(side) * away
         index = np.rint(scene.geometry.to_index(centre)).astype(int)
         if (index < 0).any() or (index > last).any():
