@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import fastmed
+from fastmed.cli_prepare import add_kinds, prepare
 from fastmed.errors import FastmedError, UsageError
 
 EXIT_STATUS = """\
@@ -257,6 +258,8 @@ def _parser() -> argparse.ArgumentParser:
         help="change the recipe, such as loop.epochs=5 values.liver=[5]",
     )
     command.add_argument("--quiet", action="store_true", help="print errors only")
+
+    add_kinds(_add(commands, prepare, "make a published data set ready to train on"))
 
     command = _add(commands, phantom, "make synthetic CT scans with known truth")
     command.add_argument(
