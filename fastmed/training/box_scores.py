@@ -21,6 +21,8 @@ from fastmed.training.box_truth import boxes_in_scan
 from fastmed.training.pictures import Panel
 from fastmed.training.stored_case import StoredCase
 
+_SHOWN_SCORE = 0.3  # findings below it would bury a picture of an early epoch under frames
+
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [n, 2K], scores [n], labels [n]
 
 
@@ -97,10 +99,14 @@ def slice_truth(case: StoredCase) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def detection_panel(case: StoredCase, findings: Findings, spec: Spec) -> Panel:
-    """The slice through the largest true box, else the best finding, else the middle."""
+    """The slice through the largest true box, else the best finding, else the middle.
+
+    Findings are framed from a score of 0.3 on; the caption has the best one's.
+    """
     scan = case.geometry
     truth = np.zeros((0, 6)) if case.case.boxes is None else boxes_in_scan(case.case, scan)
-    found = boxes_from_lps(scan_found(findings, spec)[0], scan)
+    boxes, scores, _ = scan_found(findings, spec)
+    found = boxes_from_lps(boxes[scores >= _SHOWN_SCORE], scan)
     depth = scan.shape_zyx[0]
     z = depth // 2
     if len(truth):
