@@ -49,6 +49,7 @@ PLANS = {
     "lung-unet2d-png": Plan(
         "lungs", 60, 6, ("network.base_channels=16", "loop.epochs=4"), goal="Dice >= 0.97"
     ),
+    "nodule-ssd3d": Plan("nodules", 56, 40, goal="CPM >= 0.90"),
 }  # fmt: skip
 TEST_SEED = 100_000
 
@@ -64,9 +65,9 @@ def main() -> int:
     run = fastmed.train(
         arguments.recipe, train, folder / "run", resume=True, settings=plan.settings
     )
-    score = _classification if plan.kind == "chest" else _segmentation
+    score = {"chest": _classification, "nodules": _detection}.get(plan.kind, _segmentation)
     found = score(run.best, test, folder / "results")
-    held_out = {name: value for name, value in run.test.items() if name in ("dice", "auc")}
+    held_out = {name: value for name, value in run.test.items() if name in ("dice", "auc", "cpm")}
     print(f"\n{arguments.recipe}: asked {plan.goal}")
     print(f"  on the held-out phantoms of the run: {_figures(held_out)}")
     print(f"  on {plan.test_count} unseen phantoms, by fastmed infer: {_figures(found)}")
@@ -95,6 +96,18 @@ def _classification(bundle: Path, test: Path, results: Path) -> dict[str, Any]:
         results, test / "labels.csv", task="classification", quiet=True
     ).scores
     return {name: scores[name] for name in ("auc", "auc_band", "accuracy", "f1", "confusion")}
+
+
+def _detection(bundle: Path, test: Path, results: Path) -> dict[str, Any]:
+    fastmed.infer(test / "scans", results, model=bundle, write=["luna", "json", "csv"], quiet=True)
+    marks = fastmed.evaluate(
+        results / "marks.csv", test / "annotations.csv", task="detection", luna16=True,
+        excluded=test / "annotations_excluded.csv", series=test / "seriesuids.csv", quiet=True,
+        froc=results / "froc.png",
+    ).scores  # fmt: skip
+    boxes = fastmed.evaluate(results, test / "boxes.csv", task="detection", quiet=True).scores
+    figures = {name: marks[name] for name in ("cpm", "sensitivities")}
+    return figures | {name: boxes[name] for name in ("mean_iou", "ap")}
 
 
 def _figures(scores: dict[str, Any]) -> str:

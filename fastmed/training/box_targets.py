@@ -39,10 +39,13 @@ def patch_start(
     """
     wants_finding = rng.random() < foreground
     shares = rng.random(3)
-    classes = np.unique(stored.boxes[:, -1])
+    rows = stored.boxes
+    if spec.dimensions == 3:
+        rows = rows[_in_region(rows, stored.region)]
+    classes = np.unique(rows[:, -1])
     box = None
     if wants_finding and len(classes):
-        own = stored.boxes[stored.boxes[:, -1] == rng.choice(classes)]
+        own = rows[rows[:, -1] == rng.choice(classes)]
         box = own[rng.integers(len(own))]
     if spec.dimensions == 2:
         known = stored.slices
@@ -107,6 +110,13 @@ def slice_targets(boxes: np.ndarray, at: int, size_zyx, device) -> Targets:
     """A slice's share of a scan's truth [n, 6], in voxels of the slice, by the rules of a patch."""
     own = boxes[boxes[:, 0] == at].astype(np.float64)
     return _targets(*_cut(own[:, 1:5], own[:, 5], np.array(size_zyx[:0:-1])), device)
+
+
+def _in_region(rows: np.ndarray, region) -> np.ndarray:
+    """[n] bool: which boxes [n, 7] have their centre where patches may lie."""
+    first, end = np.array(region, np.float64)[::-1].T
+    middle = (rows[:, :3] + rows[:, 3:6]) / 2
+    return ((middle >= first - 0.5) & (middle < end - 0.5)).all(1)
 
 
 def _cut(boxes: np.ndarray, labels: np.ndarray, size: np.ndarray):

@@ -38,11 +38,11 @@ def given(monkeypatch):
         "fastmed.training.stored_case.read_image", lambda case, spec: volumes[case.name]
     )
 
-    def make(volume: Volume, boxes=(), spec=CUBES, slices=()) -> StoredCase:
+    def make(volume: Volume, boxes=(), spec=CUBES, slices=(), crop="scan") -> StoredCase:
         name = f"case-{len(volumes)}"
         volumes[name] = volume
         case = Case(name, name, Path("image"), boxes=tuple(boxes), slices=tuple(slices))
-        return prepare(case, spec, {})
+        return prepare(case, spec, {}, crop)
 
     return make
 
@@ -157,6 +157,20 @@ def test_findings_stand_anywhere_in_their_patches_and_whole(given):
     low = boxes[:, :3] + 0.5
     assert (low.amin(0) < 0.2 * room).all()
     assert (low.amax(0) > 0.8 * room).all()
+
+
+def test_a_crop_chooses_among_the_findings_in_it(given):
+    geometry = GEOMETRIES["upright"]((60, 48, 56))
+    boxes = []
+    for z in (8, 50):
+        volume, box = ellipsoid(geometry, (z, 25, 27), (3, 5, 5))
+        boxes.append(TruthBox(1 + (z == 50), box))
+    stored = given(volume, boxes, crop=(40, 59))
+    made = TrainingSet(
+        [stored], CUBES, Sampling(samples_per_case=12, foreground=1.0, crop=(40, 59)), None,
+        batch_size=12, seed=0,
+    )  # fmt: skip
+    assert all(target.labels.tolist() == [2] for target in made.batch(1, 0).target)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
