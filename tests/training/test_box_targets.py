@@ -162,9 +162,9 @@ def test_findings_stand_anywhere_in_their_patches_and_whole(given):
 def test_a_crop_chooses_among_the_findings_in_it(given):
     geometry = GEOMETRIES["upright"]((60, 48, 56))
     boxes = []
-    for z in (8, 50):
-        volume, box = ellipsoid(geometry, (z, 25, 27), (3, 5, 5))
-        boxes.append(TruthBox(1 + (z == 50), box))
+    for label, middle in ((1, (8, 8, 8)), (2, (50, 40, 47))):
+        volume, box = ellipsoid(geometry, middle, (3, 5, 5))
+        boxes.append(TruthBox(label, box))
     stored = given(volume, boxes, crop=(40, 59))
     made = TrainingSet(
         [stored], CUBES, Sampling(samples_per_case=12, foreground=1.0, crop=(40, 59)), None,
