@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmed.boxes import boxes_from_lps
+from fastmed.boxes import boxes_from_lps, moved_boxes
+from fastmed.errors import SeriesError
 from fastmed.findings import Findings
+from fastmed.inference.case import Model
 from fastmed.losses import Targets
 from fastmed.ops import box_iou
 from fastmed.spec import Spec
@@ -52,13 +54,12 @@ def best_ious(output: Tensor, targets: Sequence[Targets], patch_zyx, spec: Spec)
 def tiles_loss(raw: Tensor, case: StoredCase, spec: Spec, loss: BoxLoss) -> float:
     """The loss of a scan: that of all its tiles, or of the slices looked at, as one batch.
 
-    raw: [T, N, 2K + classes] as inference saw the case.
+    raw: [T, N, 2K + classes] as inference saw the tiles, or `see_slices`.
     """
     truth = np.array(case.boxes)
     if spec.dimensions == 2:
         size = spec.size_zyx
         targets = [slice_targets(truth, at, size, raw.device) for at in case.slices]
-        raw = raw[list(case.slices)]
     else:
         tiles = tiles_of(case.grid.shape_zyx, spec)
         size = tiles.size_zyx
@@ -80,10 +81,42 @@ def scan_truth(case: StoredCase) -> tuple[np.ndarray, np.ndarray]:
     return boxes, np.array([box.label for box in case.case.boxes], np.int64)
 
 
-def slice_found(raw: Tensor, case: StoredCase, spec: Spec) -> list[Found]:
-    """What was found on each slice that somebody looked at, in voxels of the grid."""
-    seen = raw[list(case.slices)]
-    found = candidates(seen, spec, (len(seen), *spec.size_zyx[1:]))
+def see_slices(model: Model, case: StoredCase) -> Tensor:
+    """Raw outputs [n, N, 2K + classes] of the n slices that somebody looked at.
+
+    Inference sees them and their neighbours alone: of a scan of 300 slices ten may be annotated.
+    """
+    margin = model.spec.slices // 2
+    runs: list[list[int]] = []
+    for at in case.slices:
+        if runs and at - runs[-1][-1] <= 2 * margin + 1:
+            runs[-1].append(at)
+        else:
+            runs.append([at])
+    volume, depth = case.volume(), case.grid.shape_zyx[0]
+    outputs = []
+    for run in runs:
+        first, end = max(run[0] - margin, 0), min(run[-1] + margin + 1, depth)
+        ends = case.matrix[0, 0] * np.array([first, end - 1]) + case.matrix[0, 3]
+        z = int(np.rint(ends.min()))  # a scan may run from head to feet, the grid never does
+        piece = replace(
+            volume,
+            voxels=volume.voxels[z : z + end - first],
+            geometry=volume.geometry.slab(z, end - first),
+        )
+        raw, _ = model.see(piece)
+        outputs.append(raw[[at - first for at in run]])
+    return torch.cat(outputs)
+
+
+def slice_found(raw: Tensor, spec: Spec) -> list[Found]:
+    """What was found on each of some slices, in voxels of the grid.
+
+    Raises SeriesError where the network said what is not finite.
+    """
+    found = candidates(raw, spec, (len(raw), *spec.size_zyx[1:]))
+    if not found.finite:
+        raise SeriesError("the network returned boxes or logits that are not finite")
     each = (part.cpu().numpy() for part in found[:3])
     return [
         (boxes[scores >= 0], scores[scores >= 0], labels[scores >= 0])
@@ -98,7 +131,7 @@ def slice_truth(case: StoredCase) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(of[:, 1:5], of[:, 5]) for of in own]
 
 
-def detection_panel(case: StoredCase, findings: Findings, spec: Spec) -> Panel:
+def scan_panel(case: StoredCase, findings: Findings, spec: Spec) -> Panel:
     """The slice through the largest true box, else the best finding, else the middle.
 
     Findings are framed from a score of 0.3 on; the caption has the best one's.
@@ -114,16 +147,36 @@ def detection_panel(case: StoredCase, findings: Findings, spec: Spec) -> Panel:
         z = _middle_slice(truth[int(volumes.argmax())], depth)
     elif len(found):
         z = _middle_slice(found[0], depth)
+    return _panel(case, z, spec, scores, _on_slice(truth, z), _on_slice(found, z))
+
+
+def slice_panel(case: StoredCase, found: Sequence[Found], spec: Spec) -> Panel:
+    """The slice with the largest true box of those that somebody looked at, else the middle one."""
+    truth = boxes_in_scan(case.case, case.geometry)
+    row = len(case.slices) // 2
+    if len(truth):
+        sides = truth[:, 3:5] - truth[:, :2]
+        row = case.slices.index(int(case.boxes[int(sides.prod(1).argmax()), 0]))
+    boxes, scores, _ = found[row]
+    at = np.full(len(boxes), float(case.slices[row]))
+    low, high = boxes[:, :2], boxes[:, 2:]
+    on_grid = np.column_stack([low, at - 0.5, high, at + 0.5])
+    in_scan = moved_boxes(on_grid[scores >= _SHOWN_SCORE], case.matrix)
+    z = int(np.rint(case.matrix[0, 0] * case.slices[row] + case.matrix[0, 3]))
+    return _panel(case, z, spec, scores, _on_slice(truth, z), in_scan[:, (0, 1, 3, 4)])
+
+
+def _panel(case: StoredCase, z: int, spec: Spec, scores, truth_boxes, found_boxes) -> Panel:
     low, high = spec.window_hu
     hu = case.voxels[z].astype(np.float32) * case.slope + case.intercept
-    score = f" {findings.boxes[0].score:.2f}" if findings.boxes else ""
+    score = f" {scores.max():.2f}" if len(scores) else ""
     return Panel(
         (hu - low) / (high - low),
         None,
         None,
         f"{case.case.name}{score}",
-        truth_boxes=_on_slice(truth, z),
-        found_boxes=_on_slice(found, z),
+        truth_boxes=truth_boxes,
+        found_boxes=found_boxes,
     )
 
 

@@ -67,10 +67,10 @@ def boxes_on_grid(case: Case, scan: Geometry, grid: Geometry) -> np.ndarray:
 
 
 def slices_on_grid(case: Case, scan: Geometry, grid: Geometry) -> tuple[int, ...]:
-    """The slices of the network's grid that somebody looked at."""
+    """The slices of the network's grid that somebody looked at, rising."""
     middle = (np.array(scan.shape_zyx[1:]) - 1) / 2
     places = np.array([(at, *middle) for at in case.slices]).reshape(-1, 3)
-    return tuple(np.rint(grid.to_index(scan.to_world(places))[:, 0]).astype(int).tolist())
+    return tuple(sorted(np.rint(grid.to_index(scan.to_world(places))[:, 0]).astype(int).tolist()))
 
 
 def boxes_in_scan(case: Case, scan: Geometry) -> np.ndarray:

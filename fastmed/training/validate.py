@@ -22,10 +22,12 @@ from fastmed.preprocessing import to_grid
 from fastmed.spec import Spec
 from fastmed.training.box_scores import (
     Found,
-    detection_panel,
     scan_found,
+    scan_panel,
     scan_truth,
+    see_slices,
     slice_found,
+    slice_panel,
     slice_truth,
     tiles_loss,
 )
@@ -73,7 +75,7 @@ def run_cases(
     """
     was_training = network.training
     network.eval()
-    run = _RUNS[spec.task]
+    run = _RUNS[spec.task, spec.dimensions]
     try:
         with torch.inference_mode():
             model = Model(spec, NetworkEngine(network, spec, device))
@@ -184,20 +186,41 @@ def _detect(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, 
     findings = model.decode(raw, grid, volume)
     keep(case, findings)
     value, truth = None, ()
-    if spec.dimensions == 3:
-        found = (scan_found(findings, spec),)
-    else:
-        found = tuple(slice_found(raw, case, spec))
     if case.boxes is not None:
-        value = tiles_loss(raw, case, spec, loss)
-        truth = (scan_truth(case),) if spec.dimensions == 3 else tuple(slice_truth(case))
-    panel = detection_panel(case, findings, spec) if with_panel else None
+        value, truth = tiles_loss(raw, case, spec, loss), (scan_truth(case),)
     return CaseResult(
-        case.case.name, case.case.patient, value, found=found, truth=truth, panel=panel
+        case.case.name,
+        case.case.patient,
+        value,
+        found=(scan_found(findings, spec),),
+        truth=truth,
+        panel=scan_panel(case, findings, spec) if with_panel else None,
     )
 
 
-_RUNS = {"segmentation": _segment, "classification": _classify, "detection": _detect}
+def _detect_on_slices(
+    model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, keep
+) -> CaseResult:
+    raw = see_slices(model, case)
+    found = slice_found(raw, spec)
+    return CaseResult(
+        case.case.name,
+        case.case.patient,
+        tiles_loss(raw, case, spec, loss),
+        found=tuple(found),
+        truth=tuple(slice_truth(case)),
+        panel=slice_panel(case, found, spec) if with_panel else None,
+    )
+
+
+_RUNS = {
+    ("segmentation", 2): _segment,
+    ("segmentation", 3): _segment,
+    ("classification", 2): _classify,
+    ("classification", 3): _classify,
+    ("detection", 3): _detect,
+    ("detection", 2): _detect_on_slices,
+}
 
 
 def _on_grid(labels: np.ndarray, geometry: Geometry, grid: Geometry, device) -> Tensor:

@@ -8,17 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from data_sets import scan, write_nifti
+from data_sets import SHAPE, scan, write_nifti
 from test_box_tables import FLAT, INSIDE, NODULES, table
 
 from fastmed import losses
 from fastmed.boxes import WEIGHTS_2D, WEIGHTS_3D, encode
+from fastmed.geometry import Geometry
+from fastmed.inference.case import Model
 from fastmed.losses import Targets
 from fastmed.tasks.candidates import default_boxes_of, tiles_of
 from fastmed.training import loop
 from fastmed.training.batches import Batch
 from fastmed.training.box_loss import BoxLoss, grid_defaults
-from fastmed.training.box_scores import best_ious, slice_found, slice_truth, tiles_loss
+from fastmed.training.box_scores import best_ious, see_slices, slice_found, slice_truth, tiles_loss
 from fastmed.training.cache import Cache
 from fastmed.training.checkpoint import Progress
 from fastmed.training.layouts import discover
@@ -122,7 +124,7 @@ def test_slices_are_scored_where_somebody_looked(tmp_path):
     raw = torch.stack([
         answer(FLAT, None, box if z in (4, 5) else None) for z in range(20)
     ])  # fmt: skip
-    (boxes, scores, labels), (nothing, *_) = slice_found(raw, stored, FLAT)
+    (boxes, scores, labels), (nothing, *_) = slice_found(raw[list(stored.slices)], FLAT)
     np.testing.assert_allclose(boxes, box[None].numpy(), atol=1e-3)
     assert (len(scores), labels.tolist(), len(nothing)) == (1, [1], 0)
     (true_boxes, true_labels), (none, _) = slice_truth(stored)
@@ -130,6 +132,37 @@ def test_slices_are_scored_where_somebody_looked(tmp_path):
     expected = (np.array([2, 3, 9, 12]) + 0.5) * scale - 0.5
     np.testing.assert_allclose(true_boxes[0], expected, rtol=1e-5)
     assert (true_labels.tolist(), len(none)) == ([1], 0)
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_slices_are_seen_as_in_the_whole_scan(tmp_path, slices, flipped):
+    spec = replace(FLAT, size_zyx=(1, 16, 16), slices=slices)
+    volume = scan(0)
+    geometry = volume.geometry
+    if flipped:  # from head to feet
+        geometry = Geometry.from_axes(SHAPE, (0, 0, 0), [(0, 0, -2.5), (0, 1.5, 0), (1.5, 0, 0)])
+    write_nifti(tmp_path / "a.nii.gz", volume.voxels, geometry)
+    looked = [f"a.nii.gz,p,{z},,,,," for z in (0, 3, 4, 11, 19)]
+    table(tmp_path, "slices.csv", "a.nii.gz,p,11,1,2,3,9,12", *looked)
+    (case,) = discover(tmp_path, spec)
+    stored = prepare(case, spec, {})
+
+    class Echo:
+        """Answers with the voxels that it is shown."""
+
+        name, device = "torch", "cpu"
+
+        def __call__(self, tiles):
+            said = torch.zeros(len(tiles), 8732, 7)
+            said[:, : tiles[0].numel(), 0] = tiles.flatten(1)
+            return said
+
+    model = Model(spec, Echo())
+    whole, _ = model.see(stored.volume())
+    assert torch.equal(see_slices(model, stored), whole[list(stored.slices)])
+    (at,) = {int(row[0]) for row in stored.boxes}
+    assert at == (8 if flipped else 11)
 
 
 def test_the_cache_keeps_boxes_and_tells_other_boxes_apart(tmp_path, stored):
