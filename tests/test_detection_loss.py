@@ -27,6 +27,9 @@ def targets(*rows: tuple[tuple, int]) -> Targets:
     return Targets(boxes, torch.tensor([label for _, label in rows], dtype=torch.int64))
 
 
+SIX = torch.tensor([[0.0, 0, 0, 4, 4, 4], [3, 3, 3, 9, 9, 9], [8, 8, 8, 12, 12, 12]])
+EMPTY = Targets(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
+
 TABLE = {
     "focal, giou": ({}, [(BOX, 1)], FOCAL_POSITIVE + FOCAL_NEGATIVE + 0.5),
     "focal, smooth_l1": (
@@ -42,13 +45,13 @@ TABLE = {
     ),
     "a box that counts neither way": ({}, [(BOX, 1), ((10.0, 10, 14, 14), -1)],
                                       FOCAL_POSITIVE + 0.5),
-    "a little of one as well": ({}, [(BOX, 1), ((10.0, 10, 14, 10.5), -1)], FOCAL_POSITIVE + 0.5),
+    "a small one, by the default box nearest": ({}, [(BOX, 1), ((10.0, 10, 11, 11), -1)],
+                                                FOCAL_POSITIVE + 0.5),
     "ignored alone": ({}, [(BOX, -1)], FOCAL_NEGATIVE),
     "nothing there": ({}, [], 0.75 * 0.5**2 * LOG2 + FOCAL_NEGATIVE),
     "nothing there, hard": ({"kind": "hard_negative"}, [], LOG2 + LOG4),
     "nothing there, one hard": ({"kind": "hard_negative", "empty_negatives": 1}, [], LOG4),
     "nothing there, as torchvision": ({"kind": "hard_negative", "empty_negatives": 0}, [], 0.0),
-    # IoU 0.5 is between: neither positive nor negative, but for the best one, which it is.
     "by IoU": ({"matcher": "iou", "high": 0.9}, [(BOX, 1)], FOCAL_POSITIVE + FOCAL_NEGATIVE + 0.5),
 }  # fmt: skip
 
@@ -73,16 +76,42 @@ def test_three_hardest_negatives_count_for_each_match_of_a_sample():
     centres = torch.arange(7) * 20.0
     defaults = torch.stack([centres, centres, centres + 4, centres + 4], 1)
     output = torch.zeros(2, 7, 6)
-    margins = torch.tensor([0.0, 1, 6, 2, 5, 3, 4])  # of class 1 over the background
+    # Of class 1 over the background; the match itself is more wrong than any negative.
+    margins = torch.tensor([-8.0, 1, 6, 2, 5, 3, 4])
     output[..., 5] = margins
     hit = targets(((0.0, 0, 4, 4), 1))
     loss = DetectionLoss(2, kind="hard_negative", negatives=3)
-    surprise = [math.log1p(math.exp(m)) for m in (6, 5, 4)]
+    match, *surprise = (math.log1p(math.exp(m)) for m in (8, 6, 5, 4))
     value = loss(output[:1], defaults, (7,), [hit])
-    assert float(value) == pytest.approx(LOG2 + sum(surprise), abs=1e-5)
+    assert float(value) == pytest.approx(match + sum(surprise), abs=1e-5)
     # The second sample has no match: its three hardest, whatever the first one has.
     value = loss(output, defaults, (7,), [hit, targets()])
-    assert float(value) == pytest.approx(LOG2 + 2 * sum(surprise), abs=1e-5)
+    assert float(value) == pytest.approx(match + 2 * sum(surprise), abs=1e-5)
+
+
+def test_all_that_overlaps_an_ignored_box_counts_neither_way():
+    # By 8 of 24: no candidate of ATSS, which takes the first default box alone.
+    defaults = torch.tensor([[0.0, 0, 4, 4], [2, 0, 6, 4]])
+    value = DetectionLoss(2)(OUTPUT, defaults, (2,), [targets(((0.0, 0, 4, 4), -1))])
+    assert float(value) == 0
+
+
+def test_what_the_matcher_leaves_out_counts_neither_way():
+    defaults = torch.tensor([[0.0, 0, 4, 8], [0, 0, 4, 4]])  # IoU 1 and 0.5
+    for low, expected in ((0.6, FOCAL_POSITIVE + FOCAL_NEGATIVE), (0.4, FOCAL_POSITIVE)):
+        loss = DetectionLoss(2, matcher="iou", high=0.9, low=low)
+        value = loss(OUTPUT, defaults, (2,), [targets((BOX, 1))])
+        assert float(value) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["focal", "hard_negative"])
+def test_half_precision_is_summed_in_float32(kind, dtype):
+    torch.manual_seed(0)
+    output = torch.randn(1, 3, 8).to(dtype)
+    truth = Targets(torch.tensor([[1.0, 0, 1, 5, 5, 4]]), torch.tensor([1]))
+    loss = DetectionLoss(2, kind)
+    assert loss(output, SIX, (3,), [truth]) == loss(output.float(), SIX, (3,), [truth])
 
 
 def test_an_ignored_box_takes_no_default_box_from_a_true_one():
@@ -97,10 +126,6 @@ def test_the_class_of_a_match_is_that_of_its_true_box():
         rows = [((50.0, 50, 54, 54), -1), (BOX, label)]
         value = DetectionLoss(3, gamma=0, box_weight=0)(output, DEFAULTS, (2,), [targets(*rows)])
         assert float(value) == pytest.approx(-0.25 * math.log(probability), abs=1e-5)
-
-
-SIX = torch.tensor([[0.0, 0, 0, 4, 4, 4], [3, 3, 3, 9, 9, 9], [8, 8, 8, 12, 12, 12]])
-EMPTY = Targets(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("name", ["detection_focal", "detection_hard_negative"])

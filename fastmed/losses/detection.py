@@ -90,12 +90,8 @@ class DetectionLoss(nn.Module):
             )
         if nearest < 1:
             raise ValueError(f"detection loss: nearest {nearest}: expected at least 1")
-        self.num_classes, self.kind, self.matcher, self.box_loss = (
-            num_classes,
-            kind,
-            matcher,
-            box_loss,
-        )
+        self.num_classes, self.kind = num_classes, kind
+        self.matcher, self.box_loss = matcher, box_loss
         self.alpha, self.nearest, self.high, self.low = alpha, nearest, high, low
         self.box_weight = at_least_zero("detection", "box_weight", box_weight)
         self.gamma = at_least_zero("detection", "gamma", gamma)

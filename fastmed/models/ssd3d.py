@@ -23,9 +23,11 @@ class SSD3D(nn.Module):
 
     num_classes: with the background, class 0.
     base_channels: width n at stride 2, a multiple of 8 (GroupNorm of 8 groups); stride 4 has 2n,
-        the deeper ones and the pyramid 4n.
+        the deeper ones 4n.
     strides: of the levels that answer, rising powers of 2 from 2 to 32.
     boxes_per_place: default boxes at each place of a level.
+    pyramid_channels: width of the pyramid and of the heads, a multiple of 8; None makes it 4n. At
+        stride 2 the heads are most of the work, which 2n makes a quarter.
 
     A feature of stride s lies in the middle of the s voxels that it sums up: each halving is a
     convolution of kernel 2, so that mirrored scans have mirrored answers to learn.
@@ -44,12 +46,19 @@ class SSD3D(nn.Module):
         base_channels: int = 16,
         strides: Sequence[int] = (4, 8, 16),
         boxes_per_place: int = 2,
+        pyramid_channels: int | None = None,
     ):
         super().__init__()
         check_counts(in_channels=in_channels, boxes_per_place=boxes_per_place)
-        n = base_channels
-        if n < 8 or n % 8:
-            raise ValueError(f"base_channels {n}: expected a multiple of 8 (GroupNorm of 8 groups)")
+        n, pyramid = (
+            base_channels,
+            4 * base_channels if pyramid_channels is None else pyramid_channels,
+        )
+        for name, width in (("base_channels", n), ("pyramid_channels", pyramid)):
+            if width < 8 or width % 8:
+                raise ValueError(
+                    f"{name} {width}: expected a multiple of 8 (GroupNorm of 8 groups)"
+                )
         if num_classes < 2:
             raise ValueError(f"num_classes {num_classes}: expected at least 2, with the background")
         strides = tuple(strides)
@@ -63,11 +72,11 @@ class SSD3D(nn.Module):
         )
         self.shallowest = _STRIDES.index(strides[0])
         self.laterals = nn.ModuleList(
-            nn.Conv3d(width, 4 * n, 1) for width in widths[1:][self.shallowest :]
+            nn.Conv3d(width, pyramid, 1) for width in widths[1:][self.shallowest :]
         )
         self.answering = [_STRIDES.index(s) - self.shallowest for s in strides]
-        self.head = nn.Sequential(*_tower(4 * n), *_tower(4 * n))
-        self.answer = nn.Conv3d(4 * n, boxes_per_place * (6 + num_classes), 3, padding=1)
+        self.head = nn.Sequential(*_tower(pyramid), *_tower(pyramid))
+        self.answer = nn.Conv3d(pyramid, boxes_per_place * (6 + num_classes), 3, padding=1)
         self._initialise(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +85,7 @@ class SSD3D(nn.Module):
         return torch.cat([self._flat(level) for level in levels], 1)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Returns the pyramid's feature of each stride, [B, 4 base_channels, *sizes / stride]."""
+        """Returns the pyramid's feature of each stride, [B, pyramid_channels, *sizes / stride]."""
         bottom_up = []
         for stage in self.stages:
             x = stage(x)

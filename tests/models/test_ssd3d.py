@@ -34,6 +34,14 @@ class Where(nn.Module):
         return torch.stack([value for box in boxes for value in box])[None]
 
 
+def test_the_pyramid_has_the_width_asked_for():
+    for asked, width in ((None, 32), (16, 16)):
+        network = models.build("ssd3d", base_channels=8, strides=(2, 4), pyramid_channels=asked)
+        with torch.no_grad():
+            features = network.features(torch.rand(1, 1, 8, 8, 8))
+        assert [feature.shape for feature in features] == [(1, width, n, n, n) for n in (4, 2)]
+
+
 def test_answers_stand_in_the_order_of_the_default_boxes():
     size, strides, sides = (17, 24, 9), (4, 8), {5: (4, 6), 3: (8, 12)}  # sides by levels' depths
     network = models.build("ssd3d", base_channels=8, strides=strides)
@@ -84,6 +92,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 WRONG = {
     "channels": ({"base_channels": 12}, "base_channels 12: expected a multiple of 8"),
+    "pyramid": ({"pyramid_channels": 20}, "pyramid_channels 20: expected a multiple of 8"),
     "classes": ({"num_classes": 1}, "num_classes 1: expected at least 2"),
     "no level": ({"strides": ()}, r"strides \(\): expected some of \(2, 4, 8, 16, 32\), rising"),
     "stride 3": ({"strides": (3, 6)}, r"strides \(3, 6\)"),
