@@ -26,9 +26,9 @@ class SSD300(nn.Module):
         or any other count of neighbouring slices. Its weights load with strict=True where it is 3.
     num_classes: with background, which is class 0.
     score_threshold, nms_threshold, candidates, detections: what is left of the 8732 boxes: those
-        scored above the threshold, per class at most so many candidates, after suppression per
-        class at most so many detections per image. torchvision's score_thresh, nms_thresh,
-        topk_candidates and detections_per_img.
+        scored above the threshold, of each class at most so many candidates, and after suppression
+        within each class at most so many detections per image; torchvision's score_thresh,
+        nms_thresh, topk_candidates and detections_per_img.
 
     Two calls:
 
