@@ -81,6 +81,8 @@ def evaluate(
         if given and not needed:
             with_it = "--luna16" if task == "detection" else "--task detection"
             raise UsageError(f"{flag}: goes with {with_it}")
+    if froc is not None and Path(froc).suffix.lower() != ".png":
+        raise UsageError(f"--froc {froc}: expected a file name that ends in .png")
     display = Display(quiet)
     if task == "segmentation":
         scores, problems = _masks(predictions, truth, _values(labels), tolerance_mm, quiet)

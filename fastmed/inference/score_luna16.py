@@ -41,7 +41,13 @@ def score_luna16(
     Returns the scores as plain values, and the curve. Raises UsageError where a file is absent or
     not given, FastmedError that names file, line, column and value.
     """
-    predictions = predictions / "marks.csv" if predictions.is_dir() else predictions
+    if predictions.is_dir():
+        if not (predictions / "marks.csv").is_file():
+            raise UsageError(
+                f"--predictions {predictions}: holds no marks.csv; fastmed infer --write luna "
+                "makes it"
+            )
+        predictions = predictions / "marks.csv"
     for flag, file in (
         ("--predictions", predictions), ("--truth", truth), ("--excluded", excluded),
         ("--series", series),

@@ -152,11 +152,18 @@ def test_an_absent_file_is_a_wrong_usage(name, tmp_path):
         evaluate(tmp_path, **{name: tmp_path / "no.csv"})
 
 
+def test_a_folder_without_marks_csv_says_what_makes_it(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match=r"holds no marks\.csv; fastmed infer --write luna"):
+        evaluate(write(tmp_path), predictions=tmp_path / "out")
+
+
 WRONG = {
     "no series": ({"luna16": True, "excluded": "e"}, "--series: --luna16 needs this file"),
     "no excluded": ({"luna16": True, "series": "s"}, "--excluded: --luna16 needs this file"),
     "series alone": ({"series": "seriesuids.csv"}, "--series: goes with --luna16"),
     "another task": ({"task": "classification", "luna16": True}, "--luna16: goes with --task det"),
+    "another format": ({"froc": "f.pdf"}, r"--froc f.pdf: expected a file name .* \.png"),
     "a picture": ({"task": "segmentation", "froc": "f.png"}, "--froc: goes with --task detection"),
 }
 
