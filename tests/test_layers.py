@@ -96,6 +96,7 @@ def test_native_code_includes_only_what_lies_below(path):
 HEAVY = (
     "pydicom", "nibabel", "SimpleITK", "scipy", "onnx", "onnxruntime", "openvino", "rich",
     "jinja2", "PIL", "matplotlib", "safetensors", "monai", "nnunetv2", "torchmetrics",
+    "highdicom",
 )  # fmt: skip
 
 
