@@ -40,6 +40,7 @@ def add_kinds(command: argparse.ArgumentParser) -> None:
         "--link",
         dest="copy",
         action="store_false",
+        default=False,
         help="hard links to the originals; copies where the disk cannot link (default)",
     )
     how.add_argument("--copy", action="store_true", help="copies of the originals")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastmed.slice_boxes import join_slices
@@ -58,6 +58,7 @@ rows = st.lists(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows)
 def test_every_box_is_in_one_object_of_its_label_with_one_box_per_slice(rows):
     slices = np.array([z for z, *_ in rows], np.int64)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from PIL import Image
 import fastmed
 from fastmed.cli import main
 from fastmed.errors import DataError
+from fastmed.training.prepare import BOX_COLUMNS, PROBLEM_COLUMNS, SLICE_COLUMNS
 from fastmed.training.prepare_coco import prepare_coco
 from fastmed.training.prepare_luna16 import prepare_luna16
+from fastmed.training.prepare_lung_pet_ct_dx import SERIES_COLUMNS
 
 
 def rows(path):
@@ -165,3 +168,18 @@ def test_coco_flaws_stop_the_command(coco):
     write_json(root, images[1:])
     with pytest.raises(DataError, match=r"coco\.json: 1 flaws\n  annotation 1: no image has"):
         prepare_pictures(root)
+
+
+def test_the_tables_printed_in_the_docs_have_the_columns_that_are_written():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    for columns in (
+        BOX_COLUMNS,
+        (*SLICE_COLUMNS, "sop_instance_uid"),
+        SERIES_COLUMNS,
+        PROBLEM_COLUMNS,
+    ):
+        header = "    " + ",".join(columns) + "\n"
+        assert header in text
+        for row in text.split(header)[1:]:
+            (cells,) = csv.reader([row.splitlines()[0].strip()])
+            assert len(cells) == len(columns)

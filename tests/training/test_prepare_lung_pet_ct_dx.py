@@ -339,7 +339,10 @@ def test_the_command_prints_figures_and_tells_refusals_by_its_exit_status(two, c
     words = ["prepare", "lung-pet-ct-dx", "--dicom", root / "dicom", "--annotations",
              root / "annotations", "--output", root / "out"]  # fmt: skip
     assert main([str(word) for word in words]) == 0
-    assert "annotation files used" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "annotation files used" in out
+    assert "files hard-linked" in out
+    assert "files copied" not in out
     damaged(root, first, b"")
     assert main([str(word) for word in (*words, "--quiet")]) == 1
     assert capsys.readouterr().out == ""
@@ -380,3 +383,14 @@ def test_an_output_inside_the_input_is_not_read_again(two):
         )
         assert report.figures["CT slices"] == 2 * archive.SHAPE[0]
         assert report.problems == []
+
+
+def test_a_data_set_without_any_pair_is_named_and_gives_empty_tables(two):
+    root, *_ = two
+    shutil.rmtree(root / "annotations")
+    annotate(root, "A0001", "1.2.3", xml(BOX))
+    report = prepare(root)
+    assert report.exit_status == 1
+    assert rows(root / "out" / "boxes.csv") == rows(root / "out" / "slices.csv") == []
+    assert (root / "out" / "contact.png").is_file()
+    assert not (root / "out" / "scans").exists()
