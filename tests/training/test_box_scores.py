@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import SHAPE, scan, write_nifti
-from test_box_tables import FLAT, INSIDE, NODULES, table
+from test_truth_tables import FLAT, INSIDE, NODULES, table
 
 from fastmed import losses
 from fastmed.boxes import WEIGHTS_2D, WEIGHTS_3D, encode

@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_sets import scan
 from test_batches import GEOMETRIES
-from test_box_tables import FLAT, GREY, NODULES
+from test_truth_tables import FLAT, GREY, NODULES
 
 from fastmed.boxes import boxes_to_lps
 from fastmed.geometry import Geometry
