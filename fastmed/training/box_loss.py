@@ -29,19 +29,17 @@ def grid_defaults(spec: Spec, size_zyx: Sequence[int]) -> tuple[Tensor, tuple[in
 class BoxLoss(nn.Module):
     """A loss of `fastmed.losses` by its name, for patches of one size and tiles of any.
 
-    patch_zyx: voxels of a training patch. matcher: "atss" or "iou"; None takes the loss's own; a
-    network of 2 dimensions is SSD300 and has that of SSD300.
+    patch_zyx: voxels of a training patch. options: of the loss; those of a network of 2 dimensions,
+    which is SSD300, begin as SSD300's.
 
     Called as every loss: output [B, N, 2K + classes] and the Targets of B samples. Raises
     ValueError or TypeError as `losses.build` does.
     """
 
-    def __init__(self, name: str, spec: Spec, patch_zyx, matcher: str | None = None):
+    def __init__(self, name: str, spec: Spec, patch_zyx, **options):
         super().__init__()
         self.name, self._spec = name, spec
-        self._options = dict(_OF_SSD300) if spec.dimensions == 2 else {}
-        if matcher is not None:
-            self._options["matcher"] = matcher
+        self._options = (_OF_SSD300 if spec.dimensions == 2 else {}) | options
         self._tiles: dict[tuple[int, ...], nn.Module] = {}
         self.patch = self._built(tuple(patch_zyx))
 

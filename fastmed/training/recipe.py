@@ -27,18 +27,22 @@ class Loss:
         training cases of a classification.
     matcher: which default boxes of a detection answer for which finding: "atss" or "iou"; None
         takes the loss's own.
+    options: others of that loss by their names in `fastmed.losses`, such as {"gamma": 2.0}.
     """
 
     name: str = "ce"
     class_weights: str = "none"
     beta: float = 0.999
     matcher: str | None = None
+    options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _one_of("loss.class_weights", self.class_weights, ("none", "inverse", "effective"))
         _within("loss.beta", self.beta, 0, 1)
         if self.matcher is not None:
             _one_of("loss.matcher", self.matcher, ("atss", "iou"))
+        if not isinstance(self.options, dict | None):
+            raise ValueError(f"loss.options {self.options!r}: expected a table")
 
 
 @dataclass(frozen=True)

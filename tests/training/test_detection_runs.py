@@ -128,11 +128,12 @@ WRONG = {
     "elastic": ("augmentation.elastic_p=0.2", "boxes cannot be bent with the image; set it to 0"),
     "values": ("values.nodule=[1]", "for label maps; a detection's tables name their labels"),
     "loss": ("loss.name=dice_ce", "a detection takes detection_focal or detection_hard_negative"),
+    "option": ("loss.options.nearby=8", "option 'nearby' is unknown; it has matcher"),
     "matcher": ("loss.matcher=nearest", "expected one of atss, iou"),
-    "strides": ("network.strides=[4,8]", "expected 10950 default boxes with 6 coordinates"),
+    "strides": ("network.strides=[4,8]", "expected 87600 default boxes with 6 coordinates"),
     "boxes": ("network.boxes_per_place=1", "network.boxes_per_place"),
     "classes": ("network.num_classes=3", "2 classes each"),
-    "task": ("network.name=unet3d", "unexpected keyword argument 'strides'"),
+    "task": ("network.name=unet3d", "unexpected keyword argument"),
     "crop": ("sampling.crop=label", "crop label is for label maps"),
 }
 
