@@ -22,6 +22,7 @@ TINY_3D = (
     "loop.shares=[0.5,0.25,0.25]",
     "loop.batch_size=2",
     "loop.epochs=2",
+    "loop.validate_every=1",
 )
 TINY_2D = (
     "loop.shares=[0.5,0.25,0.25]",
@@ -57,8 +58,7 @@ def nodules(folder: Path, count: int = 4, side: int = 24, seed: int = 0) -> Path
                 )
             )
             rows.append(f"{name},p{number},nodule,{low},{high}")
-        image = nibabel.Nifti1Image(hu.astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
-        image = nibabel.Nifti1Image(hu.T.astype(np.int16), image.affine)
+        image = nibabel.Nifti1Image(hu.T.astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
         nibabel.save(image, folder / name)
     (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
     return folder
