@@ -47,13 +47,17 @@ PLANS = {
         baseline=threshold_baseline.liver,
     ),
     "lung-resnet3d": Plan(
-        "chest", 440, 300, ("grid.size_zyx=[64,64,64]", "loop.epochs=40"), 0.5, 0.1,
+        "chest", 1200, 300,
+        ("grid.size_zyx=[64,64,64]", "network.base_channels=32", "optimiser.learning_rate=5e-4",
+         "optimiser.schedule=cosine", "optimiser.final_learning_rate=1e-5",
+         "optimiser.warmup_steps=40", "loop.patience=0", "loop.epochs=24"), 0.5, 0.1,
         goal=("auc", 0.95), baseline=threshold_baseline.chest,
     ),
     "lesion-unet2d": Plan("lesions", 200, 60),
     "lung-unet2d-png": Plan(
         "lungs", 60, 6, ("network.base_channels=16", "loop.epochs=4"), goal=("dice", 0.97)
     ),
+    "nodule-ssd3d": Plan("nodules", 56, 45, goal=("cpm", 0.90)),
 }  # fmt: skip
 TEST_SEED = 100_000  # far from the seeds of training
 MARGIN = 0.2
@@ -70,9 +74,9 @@ def main() -> int:
     run = fastmed.train(
         arguments.recipe, train, folder / "run", resume=True, settings=plan.settings
     )
-    score = _classification if plan.kind == "chest" else _segmentation
+    score = {"chest": _classification, "nodules": _detection}.get(plan.kind, _segmentation)
     found = score(run.best, test, folder / "results")
-    held_out = {name: value for name, value in run.test.items() if name in ("dice", "auc")}
+    held_out = {name: value for name, value in run.test.items() if name in ("dice", "auc", "cpm")}
     name, least = plan.goal
     print(f"\n{arguments.recipe}: asked {name} >= {least}")
     print(f"  on the held-out phantoms of the run: {_figures(held_out)}")
@@ -109,6 +113,18 @@ def _classification(bundle: Path, test: Path, results: Path) -> dict[str, Any]:
         results, test / "labels.csv", task="classification", quiet=True
     ).scores
     return {name: scores[name] for name in ("auc", "auc_band", "accuracy", "f1", "confusion")}
+
+
+def _detection(bundle: Path, test: Path, results: Path) -> dict[str, Any]:
+    fastmed.infer(test / "scans", results, model=bundle, write=["luna", "json", "csv"], quiet=True)
+    marks = fastmed.evaluate(
+        results / "marks.csv", test / "annotations.csv", task="detection", luna16=True,
+        excluded=test / "annotations_excluded.csv", series=test / "seriesuids.csv", quiet=True,
+        froc=results / "froc.png",
+    ).scores  # fmt: skip
+    boxes = fastmed.evaluate(results, test / "boxes.csv", task="detection", quiet=True).scores
+    figures = {name: marks[name] for name in ("cpm", "sensitivities")}
+    return figures | {name: boxes[name] for name in ("mean_iou", "ap")}
 
 
 def _figures(scores: dict[str, Any]) -> str:

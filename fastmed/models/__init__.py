@@ -13,16 +13,16 @@ _NETWORKS = {
     "resnet3d_18": resnet3d_18,
     "resnet3d_34": resnet3d_34,
     "resnet3d_50": resnet3d_50,
-    "ssd300_vgg16": SSD300,
     "ssd3d": SSD3D,
+    "ssd300_vgg16": SSD300,
 }
 
 
 def build(name: str, **arguments) -> nn.Module:
     """Builds the network `name` with fresh weights.
 
-    name: "unet2d", "unet3d", "resnet3d_18", "resnet3d_34", "resnet3d_50", "ssd300_vgg16" or
-        "ssd3d".
+    name: "unet2d", "unet3d", "resnet3d_18", "resnet3d_34", "resnet3d_50", "ssd3d" or
+        "ssd300_vgg16".
     arguments: those of the network's class, usually in_channels, num_classes, base_channels.
 
     Raises ValueError for an unknown name or a bad value, TypeError for an unknown argument.

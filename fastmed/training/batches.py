@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmed.losses import Targets
 from fastmed.ops import window_resample
 from fastmed.spec import Spec
 from fastmed.training.augment import (
@@ -23,6 +24,7 @@ from fastmed.training.augment import (
     patch_matrix,
     shade,
 )
+from fastmed.training.box_targets import as_channels, patch_size, patch_start, patch_targets
 from fastmed.training.stored_case import StoredCase
 
 BALANCES = ("none", "over", "under", "both")
@@ -34,9 +36,11 @@ _ORDER, _SAMPLE = 0, 1  # what a stream of random numbers is for
 class Sampling:
     """What is taken from the training cases.
 
-    patch_zyx: voxels of a patch; None takes the spec's tile. A classification has its whole grid.
+    patch_zyx: voxels of a patch; None takes the spec's tile. A classification has its whole grid,
+        a detection of 2 dimensions whole slices.
     samples_per_case: in one epoch.
-    foreground: share of patches whose centre is a voxel of a label, each label as often.
+    foreground: share of patches whose centre is a voxel of a label, each label as often; of a
+        detection, share of patches (or slices) that have a finding.
     crop: what patches lie in: "scan", "label" (its extent and a margin) or (first, last) slice.
     balance: of the classes of a classification: "none", "over" (small classes are repeated),
         "under" (large ones cut) or "both".
@@ -69,6 +73,13 @@ class Sampling:
         classifies = spec.task == "classification"
         if classifies and (self.patch_zyx or self.crop != "scan"):
             raise ValueError("sampling: a classification has its whole grid: no patch, no crop")
+        if spec.task == "detection" and spec.dimensions == 2:
+            if self.patch_zyx or self.crop != "scan":
+                raise ValueError(
+                    "sampling: a detection of slices has whole ones: no patch, no crop"
+                )
+        elif spec.task == "detection" and self.crop == "label":
+            raise ValueError("sampling: crop label is for label maps; see foreground")
         if not classifies and self.balance != "none":
             raise ValueError("sampling: balance is for classifications; see foreground")
         patch = self.patch_zyx or spec.tile_zyx
@@ -84,13 +95,14 @@ def _is_whole(value, low: int) -> bool:
 class Batch:
     """One step's input.
 
-    image: [B, 1, D, H, W] (2D: [B, 1, H, W]) float32 in 0..1.
-    target: classes, [B, D, H, W] (2D: [B, H, W]) uint8 or int16; of a classification [B] int64.
+    image: [B, 1, D, H, W] (2D: [B, C, H, W]) float32 in 0..1.
+    target: classes, [B, D, H, W] (2D: [B, H, W]) uint8 or int16; of a classification [B] int64;
+        of a detection the boxes of each sample, in voxels of its patch.
     names: of the cases.
     """
 
     image: Tensor
-    target: Tensor
+    target: Tensor | list[Targets]
     names: tuple[str, ...]
 
 
@@ -118,11 +130,14 @@ class TrainingSet:
         if not cases or batch_size < 1:
             raise ValueError(f"{len(cases)} cases, batch_size {batch_size}: expected at least 1")
         self._classifies = spec.task == "classification"
+        self._detects = spec.task == "detection"
         for stored in cases:
-            if (stored.case.target if self._classifies else stored.labels) is None:
+            if _truth(stored, spec) is None:
                 raise ValueError(f"{stored.case.name}: has no truth, so it cannot train")
         sampling.check_fits(spec)
         self._patch = sampling.patch_zyx or spec.tile_zyx
+        if self._detects:
+            self._patch = patch_size(spec, sampling.patch_zyx)
         self.cases = tuple(cases)
         self.spec, self.sampling, self.augmentation = spec, sampling, augmentation
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
@@ -195,7 +210,7 @@ class TrainingSet:
         """Where a sample lies, as [3, 4] from its voxels to the stored ones, and its shading."""
         rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
         patch = self._patch or stored.grid.shape_zyx
-        start = (0, 0, 0) if self._classifies else self._start(stored, rng)
+        start = self._start(stored, rng)
         drawn = NOTHING
         if self.augmentation is not None:
             drawn = draw(self.augmentation, rng, patch, self.spec.dimensions)
@@ -204,6 +219,10 @@ class TrainingSet:
 
     def _start(self, stored: StoredCase, rng: np.random.Generator) -> list[int]:
         """First grid voxel of a patch: within the region where that is large enough."""
+        if self._classifies:
+            return [0, 0, 0]
+        if self._detects:
+            return patch_start(stored, self._patch, self.spec, self.sampling.foreground, rng)
         wants_label = rng.random() < self.sampling.foreground
         shares = rng.random(3)
         centre = None
@@ -252,10 +271,17 @@ class TrainingSet:
         if self._classifies:
             target = torch.tensor([stored.case.target for stored in chosen], device=self.device)
             bend(image, None, drawn)
+        elif self._detects:
+            target = [
+                patch_targets(stored, matrix, size, self.spec, self.device)
+                for stored, matrix in zip(chosen, matrices, strict=True)
+            ]
         else:
             target = self._labels(chosen, boxes, on_device, size, bool(given))
             bend(image, target, drawn)
         shade(image, drawn)
+        if self._detects and self.spec.dimensions == 2:
+            return Batch(as_channels(image, self.spec), target, names)
         if self.spec.dimensions == 2:
             image = image.squeeze(1)
             target = target if self._classifies else target.squeeze(1)
@@ -295,6 +321,13 @@ class TrainingSet:
             np.copyto(pinned.numpy(), piece)
             tensors.append(pinned.to(self.device, non_blocking=True))
         return tensors
+
+
+def _truth(stored: StoredCase, spec: Spec):
+    """What the task learns from; None where the case does not say."""
+    if spec.task == "detection":
+        return stored.boxes
+    return stored.case.target if spec.task == "classification" else stored.labels
 
 
 def _put(ready: queue.Queue, item, stop: threading.Event) -> bool:

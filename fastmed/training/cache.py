@@ -14,6 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from fastmed.spec import Spec
 from fastmed.training.cases import Case
 from fastmed.training.stored_case import Crop, StoredCase, prepare
 
-FORMAT = 1
+FORMAT = 2
 _ENTRY = "entry.json"
 _DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:)([^\r\n]*)", re.M | re.I)
 _HEADER_BYTES = 1 << 16
@@ -43,10 +44,10 @@ class Cache:
     exceed it, the entries that were used least recently go. An entry that goes while a process
     maps it keeps working there. 0 caches nothing.
 
-    An entry is found by the content of the image and the label file and by what of the spec
-    matters, so that a file that changes, or a spec that does, never meets an old entry. Entries
-    appear whole, by one rename, and are checked when opened: a damaged one is made again. Where
-    the disk refuses, or one run's cases exceed the limit, the case stays in memory and a
+    An entry is found by the content of the image and the label file (or by the boxes) and by what
+    of the spec matters, so that a file that changes, or a spec that does, never meets an old entry.
+    Entries appear whole, by one rename, and are checked when opened: a damaged one is made again.
+    Where the disk refuses, or one run's cases exceed the limit, the case stays in memory and a
     CacheWarning says so.
     """
 
@@ -87,6 +88,7 @@ class Cache:
     def _keep(self, made: StoredCase, place: Path, case: Case) -> StoredCase:
         """Writes an entry and opens it; the case itself where that cannot be."""
         arrays = {"voxels": made.voxels, "labels": made.labels, "points": made.points}
+        arrays["boxes"] = made.boxes
         arrays = {name: array for name, array in arrays.items() if array is not None}
         needed = sum(array.nbytes for array in arrays.values())
         if not self._make_room(needed):
@@ -147,9 +149,12 @@ class Cache:
                 "format": FORMAT,
                 "image": self._content(case.image),
                 "label": None if case.label is None else self._content(case.label),
+                "boxes": None if case.boxes is None else [astuple(box) for box in case.boxes],
+                "slices": case.slices,
                 "values": {name: list(stored) for name, stored in values.items()},
                 "labels": [(label.name, label.value, label.grey) for label in spec.labels],
                 "grid": (spec.modality, spec.region, spec.spacing_mm_zyx, spec.size_zyx),
+                "slice_by_slice": spec.task == "detection" and spec.dimensions == 2,
                 "outside_hu": spec.outside_hu,
                 "tile": spec.tile_zyx,
                 "crop": crop,
@@ -224,6 +229,7 @@ def _write_entry(folder: Path, made: StoredCase, arrays: dict[str, np.ndarray]) 
         "matrix": made.matrix.tolist(),
         "fill": made.fill,
         "spacing_is_known": made.spacing_is_known,
+        "slices": list(made.slices),
         "region": [list(bounds) for bounds in made.region],
     }
     text = json.dumps(table, sort_keys=True)
@@ -259,6 +265,8 @@ def open_entry(place: Path, case: Case) -> StoredCase:
         fill=table["fill"],
         region=tuple(tuple(bounds) for bounds in table["region"]),
         points=arrays["points"],
+        boxes=arrays.get("boxes"),
+        slices=tuple(table["slices"]),
         spacing_is_known=table["spacing_is_known"],
         folder=place,
     )

@@ -21,6 +21,22 @@ GRIDS_AGREE_VOXELS = 1e-3  # largest distance between the corners of a scan and 
 
 
 @dataclass(frozen=True)
+class TruthBox:
+    """One annotated finding: a box in the patient, or a box on one slice.
+
+    label: its class, from 1.
+    box_lps_mm: (x1, y1, z1, x2, y2, z2), LPS mm; None where the annotation is of one slice.
+    slice: z index in the Volume as fastmed reads it. box_px: (x1, y1, x2, y2) in pixels of that
+        slice; an integer is a pixel's centre.
+    """
+
+    label: int
+    box_lps_mm: tuple[float, float, float, float, float, float] | None = None
+    slice: int | None = None
+    box_px: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """One scan or image of a data set.
 
@@ -30,6 +46,8 @@ class Case:
     label: the label map of a segmentation; None where there is none: predicted, never scored.
     target: the class of a classification.
     subset: "train", "val" or "test" where the data set says so.
+    boxes: the findings of a detection; () where there are none, None where nobody looked.
+    slices: of a detection in 2D, the slices that somebody looked at, rising.
     """
 
     name: str
@@ -38,11 +56,13 @@ class Case:
     label: Path | None = None
     target: int | None = None
     subset: str = ""
+    boxes: tuple[TruthBox, ...] | None = None
+    slices: tuple[int, ...] = ()
 
     @property
     def has_truth(self) -> bool:
         """Whether it can be learned from or scored."""
-        return self.label is not None or self.target is not None
+        return not (self.label is None and self.target is None and self.boxes is None)
 
 
 def suffixes(spec: Spec) -> tuple[str, ...]:

@@ -10,16 +10,22 @@ from pathlib import Path
 
 from fastmed.errors import DataError, UsageError
 from fastmed.spec import Spec
+from fastmed.training import box_tables
 from fastmed.training.cases import SUBSETS, Case, suffixes, without_suffix
 
-LAYOUTS = """\
+LAYOUTS = (
+    """\
   image/ + label/        equal names: image/a.nii.gz and label/a.nii.gz; also image/a/a.nii.gz and
                          label/a/a.nii.gz; image/a/ may be a folder of DICOM files
   imagesTr/ + labelsTr/  equal names, or images with the ending _0000
   <case>/ct.*            and <case>/labels.*; <case>/ct/ may be a folder of DICOM files
   labels.csv             columns path, patient, label; or --data names the CSV file itself
   train.txt, val.txt, test.txt
-                         a line per image: image TAB mask"""
+                         a line per image: image TAB mask
+of a detection
+"""
+    + box_tables.LAYOUTS
+)
 _TABLE = "labels.csv"
 _PATIENTS = "patients.csv"
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -55,6 +61,8 @@ def discover(data: str | Path, spec: Spec, *, patient_pattern: str | None = None
 
 
 def _cases(data: Path, spec: Spec, problems: list[str]) -> list[Case]:
+    if spec.task == "detection":
+        return _named(box_tables.listed_cases(data, spec, problems), spec)
     if data.is_file():
         if data.suffix.lower() != ".csv":
             raise UsageError(f"--data {data}: expected a folder or a CSV file")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmed import losses, models
+from fastmed import models
 from fastmed.errors import FastmedError
 from fastmed.training.batches import Batch, TrainingSet
 from fastmed.training.checkpoint import STATE_FILE, Progress, RandomState, load_state, save_state
@@ -22,10 +22,12 @@ from fastmed.training.recipe import Recipe
 from fastmed.training.run_folder import RunFolder
 from fastmed.training.stored_case import StoredCase
 from fastmed.training.tally import Tally
+from fastmed.training.task_loss import build_loss
 from fastmed.training.terminal import Terminal, figure
 from fastmed.training.validate import CaseResult, run_cases, summarise
 
 _PANELS = 8
+_TIES = {"val_cpm": "val_iou"}  # what decides where the guide is equal: a CPM can reach 1 early
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +44,6 @@ class Job:
     loss_name: str
     class_weights: tuple[float, ...] | None
     quiet: bool
-
-    def loss(self) -> nn.Module:
-        """The loss of training, validation and test alike, on the CPU."""
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
-        return losses.build(
-            self.loss_name,
-            num_classes=self.recipe.spec.num_classes,
-            class_weights=weights,
-            **self.recipe.loss.options(),
-        )
 
 
 def train_here(fabric, job: Job) -> dict[str, Any]:
@@ -73,7 +65,7 @@ def train_here(fabric, job: Job) -> dict[str, Any]:
         progress = load_state(state, parts)
     step_network = torch.compile(network) if loop.compile else network
     step_network, optimiser = fabric.setup(step_network, optimiser)
-    loss = job.loss().to(fabric.device)
+    loss = build_loss(recipe, job.loss_name, job.class_weights).to(fabric.device)
     batches = TrainingSet(
         job.train,
         recipe.spec,
@@ -225,6 +217,8 @@ def _guide(job: Job) -> tuple[str, int]:
     """
     if not any(case.case.has_truth for case in job.val):
         return "train_loss", -1
+    if any(case.case.boxes for case in job.val):
+        return ("val_cpm" if job.recipe.spec.dimensions == 3 else "val_iou"), 1
     if job.recipe.spec.task == "segmentation" and any(len(case.points) for case in job.val):
         return "val_dice", 1
     return "val_loss", -1
@@ -235,7 +229,7 @@ def _judge(progress: Progress, recipe: Recipe, row: dict[str, Any], guide: tuple
     name, better = guide
     score = row[name]
     progress.score = better * score
-    if progress.best_score is None or progress.score > progress.best_score:
+    if progress.best_score is None or _is_better(progress, row, name):
         progress.best_score, progress.best_epoch = progress.score, row["epoch"]
         progress.stale_epochs = 0
         return "  best so far"
@@ -246,6 +240,13 @@ def _judge(progress: Progress, recipe: Recipe, row: dict[str, Any], guide: tuple
             f"(loop.patience {recipe.loop.patience})"
         )
     return ""
+
+
+def _is_better(progress: Progress, row: dict[str, Any], name: str) -> bool:
+    if progress.score != progress.best_score or name not in _TIES:
+        return progress.score > progress.best_score
+    best = progress.history[progress.best_epoch - 1]
+    return row[_TIES[name]] > best[_TIES[name]]
 
 
 def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
+from fastmed.losses import Targets
 from fastmed.training.batches import Batch
 from fastmed.writers.palette import label_color
 
@@ -25,12 +26,15 @@ class Panel:
     """One sample: a grey image [H, W] in 0..1 and, on the same pixels, truth and prediction.
 
     truth, prediction: [H, W] label values; None where there are none. caption: one line below.
+    truth_boxes, found_boxes: [n, 4] (x1, y1, x2, y2) in pixels of the image.
     """
 
     image: np.ndarray
     truth: np.ndarray | None
     prediction: np.ndarray | None
     caption: str
+    truth_boxes: np.ndarray = field(default_factory=partial(np.zeros, (0, 4)))
+    found_boxes: np.ndarray = field(default_factory=partial(np.zeros, (0, 4)))
 
 
 def curves_png(history: Sequence[dict[str, Any]]) -> bytes:
@@ -78,7 +82,7 @@ def calibration_png(curve: Sequence[tuple[float, float, int]], error: float) -> 
 
 
 def panels_png(panels: Sequence[Panel], per_row: int = 4) -> bytes:
-    """Draws samples side by side: truth as a line, prediction as a tint, captions below."""
+    """Draws samples side by side: truth as a line, prediction as a tint, boxes as frames."""
     figure = _figure(len(panels), 2.8, 3.1, per_row=per_row)
     for axes, panel in zip(figure.axes, panels, strict=True):
         axes.imshow(panel_image(panel), interpolation="nearest")
@@ -89,6 +93,13 @@ def panels_png(panels: Sequence[Panel], per_row: int = 4) -> bytes:
 
 def sample_panels(batch: Batch) -> list[Panel]:
     """A panel per sample of a training batch: the slice with the most truth, else the middle."""
+    if isinstance(batch.target, list):
+        return [
+            _box_panel(image, targets, name)
+            for image, targets, name in zip(
+                batch.image.cpu().numpy(), batch.target, batch.names, strict=True
+            )
+        ]
     panels = []
     images, targets = batch.image[:, 0].cpu().numpy(), batch.target.cpu().numpy()
     for image, target, name in zip(images, targets, batch.names, strict=True):
@@ -104,6 +115,19 @@ def sample_panels(batch: Batch) -> list[Panel]:
     return panels
 
 
+def _box_panel(image: np.ndarray, targets: Targets, name: str) -> Panel:
+    """The slice through a patch's largest true box, else the middle; in 2D the middle channel."""
+    boxes = targets.boxes[targets.labels > 0].cpu().numpy()
+    if image.ndim == 3:
+        return Panel(image[len(image) // 2], None, None, name, truth_boxes=boxes)
+    z = image.shape[1] // 2
+    if len(boxes):
+        largest = boxes[(boxes[:, 3:] - boxes[:, :3]).prod(1).argmax()]
+        z = int(np.clip(np.rint((largest[2] + largest[5]) / 2), 0, image.shape[1] - 1))
+    cut = boxes[(boxes[:, 2] <= z) & (boxes[:, 5] >= z)]
+    return Panel(image[0, z], None, None, name, truth_boxes=cut[:, (0, 1, 3, 4)])
+
+
 def panel_image(panel: Panel) -> np.ndarray:
     """Returns [H, W, 3] uint8: prediction tinted, the truth's outline drawn bright."""
     gray = np.clip(np.nan_to_num(panel.image), 0, 1) * 255
@@ -115,6 +139,9 @@ def panel_image(panel: Panel) -> np.ndarray:
     if panel.truth is not None:
         for value in np.unique(panel.truth[panel.truth > 0]):
             picture[_outline(panel.truth == value)] = 255
+    for boxes, color in ((panel.truth_boxes, 255), (panel.found_boxes, label_color(1))):
+        for box in boxes:
+            picture[_frame(box, picture.shape)] = color
     return picture.round().astype(np.uint8)
 
 
@@ -128,6 +155,17 @@ def _outline(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
+
+
+def _frame(box: np.ndarray, shape) -> np.ndarray:
+    """The pixels just outside a box, so that what is in it can be seen."""
+    x1, y1, x2, y2 = box
+    mask = np.zeros(shape[:2], bool)
+    left, top = (int(np.floor(v + 0.5)) for v in (x1, y1))
+    right, bottom = (int(np.ceil(v + 0.5)) for v in (x2, y2))
+    mask[max(top - 1, 0) : max(bottom + 1, 0), max(left - 1, 0) : max(right + 1, 0)] = True
+    mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = False
+    return mask
 
 
 def _scores_of(history: Sequence[dict[str, Any]]) -> list[str]:

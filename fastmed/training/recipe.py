@@ -25,30 +25,24 @@ class Loss:
 
     class_weights: "none", "inverse" or "effective" (Cui et al. 2019, with `beta`), by the
         training cases of a classification.
-    gamma, smooth, gamma_positive, gamma_negative, clip: options of some losses, as
-        `fastmed.losses.build` takes them; None leaves the loss its own.
+    matcher: which default boxes of a detection answer for which finding: "atss" or "iou"; None
+        takes the loss's own.
+    options: others of that loss by their names in `fastmed.losses`, such as {"gamma": 2.0}.
     """
 
     name: str = "ce"
     class_weights: str = "none"
     beta: float = 0.999
-    gamma: float | None = None
-    smooth: float | None = None
-    gamma_positive: float | None = None
-    gamma_negative: float | None = None
-    clip: float | None = None
+    matcher: str | None = None
+    options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _one_of("loss.class_weights", self.class_weights, ("none", "inverse", "effective"))
         _within("loss.beta", self.beta, 0, 1)
-        for name, value in self.options().items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"loss.{name} {value!r}: expected a number")
-
-    def options(self) -> dict[str, float]:
-        """The options that the recipe sets, by name."""
-        names = ("gamma", "smooth", "gamma_positive", "gamma_negative", "clip")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.matcher is not None:
+            _one_of("loss.matcher", self.matcher, ("atss", "iou"))
+        if not isinstance(self.options, dict | None):
+            raise ValueError(f"loss.options {self.options!r}: expected a table")
 
 
 @dataclass(frozen=True)
@@ -155,6 +149,17 @@ class Recipe:
         known = {label.name for label in self.spec.labels}
         if unknown := self.values.keys() - known:
             raise ValueError(f"[values] {', '.join(sorted(unknown))}: no label of that name")
+        if self.spec.task == "detection":
+            self._check_detection()
+
+    def _check_detection(self) -> None:
+        if self.augmentation.elastic_p:
+            raise ValueError(
+                f"augmentation.elastic_p {self.augmentation.elastic_p}: a detection's boxes cannot "
+                "be bent with the image; set it to 0"
+            )
+        if self.values:
+            raise ValueError("[values]: for label maps; a detection's tables name their labels")
 
 
 _PARTS = {

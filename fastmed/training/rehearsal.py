@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from fastmed import losses, models
+from fastmed import models
 from fastmed.errors import UsageError
+from fastmed.training.box_loss import grid_defaults
+from fastmed.training.box_targets import input_channels
 from fastmed.training.recipe import Recipe
+from fastmed.training.task_loss import build_loss
 
 _UNKNOWN_SIZE_ZYX = (64, 64, 64)  # of a classification whose grid depends on the scan
 
@@ -31,7 +34,7 @@ def rehearse(recipe: Recipe, *, batch_size: int) -> int:
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise UsageError(f"recipe {spec.name}: [network] {_first_line(error)}") from error
     tile = spec.tile_zyx or spec.size_zyx or _UNKNOWN_SIZE_ZYX
-    channels = spec.network.arguments.get("in_channels", 1)
+    channels = input_channels(spec)
     for size, batch, trains in ((recipe.sampling.patch_zyx or tile, batch_size, True),
                                 (tile, 1, False)):  # fmt: skip
         space = size if spec.dimensions == 3 else size[1:]
@@ -44,7 +47,10 @@ def rehearse(recipe: Recipe, *, batch_size: int) -> int:
                 f"voxels ({_first_line(error)}); change tiles.size_zyx, sampling.patch_zyx, "
                 "grid.size_zyx or loop.batch_size"
             ) from error
-        _check_logits(recipe, logits, space if spec.task == "segmentation" else ())
+        if spec.task == "detection":
+            _check_boxes(recipe, logits, size)
+        else:
+            _check_logits(recipe, logits, space if spec.task == "segmentation" else ())
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -53,13 +59,12 @@ def _check_loss(recipe: Recipe) -> None:
     if spec.task != "classification" and (loss.name == "auto" or loss.class_weights != "none"):
         raise UsageError("loss.name auto and loss.class_weights are for classifications")
     if loss.name == "auto":
-        if options := loss.options():
-            raise UsageError(
-                f"loss.{next(iter(options))}: an option of one loss; name that loss, not auto"
-            )
+        if loss.options:
+            named = ", ".join(loss.options)
+            raise UsageError(f"loss.options {named}: of one loss; name that loss, not auto")
         return
     try:
-        losses.build(loss.name, num_classes=spec.num_classes, **loss.options())
+        build_loss(recipe, loss.name)
     except (ValueError, TypeError) as error:
         raise UsageError(f"recipe {spec.name}: [loss] {error}") from error
 
@@ -76,6 +81,21 @@ def _check_logits(recipe: Recipe, logits: torch.Tensor, space: tuple[int, ...]) 
         f"recipe {spec.name}: {spec.network.name} returns logits {list(logits.shape)}; expected "
         f"{' or '.join(map(str, sorted(allowed)))} classes, {len(spec.labels)} labels and {first}: "
         "set network.num_classes, and a network of the task"
+    )
+
+
+def _check_boxes(recipe: Recipe, output: torch.Tensor, size_zyx) -> None:
+    spec = recipe.spec
+    defaults, _ = grid_defaults(spec, size_zyx)
+    expected = [len(defaults), defaults.shape[1] + spec.num_classes]
+    if output.dim() == 3 and list(output.shape[1:]) == expected:
+        return
+    raise UsageError(
+        f"recipe {spec.name}: {spec.network.name} returns {list(output.shape)} for "
+        f"{tuple(size_zyx)} voxels; expected {expected[0]} default boxes with {defaults.shape[1]} "
+        f"coordinates and {spec.num_classes} classes each: network.strides, "
+        "network.boxes_per_place and network.num_classes follow detection.strides, the number of "
+        "diameters_mm and of labels"
     )
 
 

@@ -17,7 +17,10 @@ from fastmed.training.recipe import Recipe, recipe_to_table
 from fastmed.writers.atomic import write_atomically
 
 RECIPE_FILE, SPLIT_FILE = "recipe.toml", "split.json"
-_NAMED = {"segmentation": ("iou", "iou"), "classification": ("accuracy", "auc")}  # train_, val_
+_NAMED = {  # train_, val_
+    "segmentation": ("iou", "iou"), "classification": ("accuracy", "auc"),
+    "detection": ("iou", "iou"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,12 @@ def _check_truth(train: list[Case]) -> None:
     bare = [f"{case.name}: no mask, no label" for case in train if not case.has_truth]
     if bare:
         raise DataError.listing("cases without truth cannot train; list them under test", bare)
+    boxes = [case.boxes for case in train if case.boxes is not None]
+    if boxes and not any(boxes):
+        raise DataError(
+            f"the subset train has {len(boxes)} scans and not one finding: add data, or take "
+            "another seed"
+        )
 
 
 def _check_classes(members: dict[str, list[Case]]) -> None:

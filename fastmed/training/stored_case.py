@@ -13,6 +13,7 @@ from fastmed.errors import DataError, SeriesError
 from fastmed.geometry import Geometry
 from fastmed.preprocessing.grid import fill_hu, grid_geometry
 from fastmed.spec import Spec
+from fastmed.training.box_truth import boxes_on_grid, slices_on_grid
 from fastmed.training.cases import Case, pair_problems, read_image, read_label
 from fastmed.training.label_values import LabelValues
 from fastmed.volume import Volume
@@ -36,6 +37,9 @@ class StoredCase:
     fill: HU of what the grid holds outside the scan; None repeats the scan's edge.
     region: (first, end) of the grid's voxels that patches may lie in, along z, y, x.
     points: int32 [N, 4], class and voxel (z, y, x) of examples of each class but background.
+    boxes: a detection's truth in voxels of `grid`, float32 [n, 7]: x1, y1, z1, x2, y2, z2, class;
+        in 2D [n, 6]: slice, x1, y1, x2, y2, class. None where there is no truth.
+    slices: of a detection in 2D, the slices of `grid` that somebody looked at.
     spacing_is_known: as in Volume.
     folder: its entry of the cache; None where it lives in memory alone.
     """
@@ -51,6 +55,8 @@ class StoredCase:
     fill: float | None
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     points: np.ndarray
+    boxes: np.ndarray | None = None
+    slices: tuple[int, ...] = ()
     spacing_is_known: bool = True
     folder: Path | None = None
 
@@ -106,6 +112,8 @@ def prepare(
         if kept is not None:
             region = _region(kept, volume.geometry, grid, crop, spec)
             first, end = _reached(region, matrix, spec, volume.voxels.shape)
+    boxes = None if case.boxes is None else boxes_on_grid(case, volume.geometry, grid)
+    slices = slices_on_grid(case, volume.geometry, grid)
     piece = tuple(slice(a, b) for a, b in zip(first, end, strict=True))
     matrix[:, 3] -= first
     voxels = _compact(volume.voxels[piece])
@@ -122,6 +130,8 @@ def prepare(
         fill=fill_hu(volume, spec),
         region=region,
         points=_points(labels),
+        boxes=boxes,
+        slices=slices,
         spacing_is_known=volume.spacing_is_known,
     )
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fastmed.errors import DataError
 from fastmed.spec import Spec
+from fastmed.training.box_truth import box_problems, size_mm
 from fastmed.training.cases import Case, pair_problems, read_image, read_label
 from fastmed.training.label_values import LabelValues
 from fastmed.training.stored_case import network_grid
 
+_UNITS = {"segmentation": "voxels", "classification": "cases", "detection": "findings"}
 _NAMED = 6  # stored values that an error lists
 
 
@@ -23,6 +25,8 @@ class CaseFacts:
     """What one case is like.
 
     voxels: of each class, in the label map; () where it has none.
+    findings: (label, diameter in mm) of each box of a detection; None where it is no detection or
+        has no truth.
     """
 
     name: str
@@ -31,34 +35,50 @@ class CaseFacts:
     dtype: str
     voxels: tuple[int, ...] = ()
     target: int | None = None
+    findings: tuple[tuple[int, float], ...] | None = None
+
+    @property
+    def stratum(self) -> tuple:
+        """What a split keeps in proportion: the classes present, or whether there are findings."""
+        if self.findings is not None:
+            return (bool(self.findings),)
+        if self.target is not None:
+            return (self.target,)
+        return tuple(np.flatnonzero(self.voxels).tolist())
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The facts of all cases, and what is worth a second look. str() is the printed table."""
+    """The facts of all cases, and what is worth a second look. str() is the printed table.
+
+    unit: what `counts` counts: "voxels", "cases" of a classification, "findings" of a detection.
+    """
 
     facts: tuple[CaseFacts, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    unit: str = "voxels"
 
     def strata(self) -> dict[str, tuple]:
-        """Case name -> the classes present in it: what `split` keeps in proportion."""
-        return {
-            fact.name: tuple(np.flatnonzero(fact.voxels).tolist())
-            if fact.target is None
-            else (fact.target,)
-            for fact in self.facts
-        }
+        """Case name -> what `split` keeps in proportion."""
+        return {fact.name: fact.stratum for fact in self.facts}
 
     def counts(self) -> tuple[int, ...]:
-        """Voxels of each class, or cases of each class of a classification."""
+        """How much there is of each class; of a detection's class 0, scans without a finding."""
         counts = np.zeros(len(self.classes), np.int64)
         for fact in self.facts:
             if fact.target is not None:
                 counts[fact.target] += 1
+            elif fact.findings is not None:
+                np.add.at(counts, [label for label, _ in fact.findings] or [0], 1)
             elif fact.voxels:
                 counts += fact.voxels
         return tuple(counts.tolist())
+
+    def _sizes(self, label: int) -> str:
+        """How large the findings of a class are, "" where there are none."""
+        own = [mm for fact in self.facts for of, mm in fact.findings or () if of == label]
+        return f", {min(own):.1f} to {max(own):.1f} mm, median {np.median(own):.1f}" if own else ""
 
     def __str__(self) -> str:
         rows = [f"{len(self.facts)} cases{'':10} {'min':>8} {'median':>8} {'max':>8}"]
@@ -70,10 +90,9 @@ class Survey:
             rows.append(_row(f"spacing {letter}, mm", spacings, ".4g"))
         types = ", ".join(sorted({fact.dtype for fact in self.facts}))
         rows.append(f"stored as {types}")
-        is_classes = any(fact.target is not None for fact in self.facts)
-        unit = "cases" if is_classes else "voxels"
-        for name, count in zip(self.classes, self.counts(), strict=True):
-            rows.append(f"{name[:24]:<24} {count:>12,} {unit}")
+        for label, (name, count) in enumerate(zip(self.classes, self.counts(), strict=True)):
+            unit = "cases" if self.unit == "findings" and label == 0 else self.unit
+            rows.append(f"{name[:24]:<24} {count:>12,} {unit}{self._sizes(label)}")
         return "\n".join([*rows, *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -113,7 +132,7 @@ def survey(
             facts += [fact] if fact else []
             problems += bad
             warnings += doubtful
-    found = Survey(tuple(facts), _class_names(spec), tuple(warnings))
+    found = Survey(tuple(facts), _class_names(spec), tuple(warnings), _UNITS[spec.task])
     if not problems:
         problems += _absent_classes(found, spec)
     if problems:
@@ -136,23 +155,23 @@ def _shown(results, total: int):
 
 
 def _class_names(spec: Spec) -> tuple[str, ...]:
-    first = spec.negative if spec.task == "classification" else "background"
-    return (first, *(label.name for label in spec.labels))
+    first = {"classification": spec.negative, "detection": "without findings"}
+    return (first.get(spec.task, "background"), *(label.name for label in spec.labels))
 
 
 def _absent_classes(found: Survey, spec: Spec) -> list[str]:
-    unit = "case" if spec.task == "classification" else "voxel"
+    unit = found.unit.removesuffix("s")
     return [
         f"class {value} ({name}): not one {unit} of it in the whole data set"
         for value, (name, count) in enumerate(zip(found.classes, found.counts(), strict=True))
-        if count == 0
+        if count == 0 and (value or spec.task != "detection")
     ]
 
 
 def _examined(case: Case, spec: Spec, meaning: LabelValues):
     """Returns the facts, the problems and the warnings of one case."""
     volume = read_image(case, spec)
-    network_grid(case, volume, spec)
+    grid = network_grid(case, volume, spec)
     facts = CaseFacts(
         case.name,
         volume.voxels.shape,
@@ -162,6 +181,10 @@ def _examined(case: Case, spec: Spec, meaning: LabelValues):
     )
     if spec.dimensions == 2 and spec.modality == "grey" and volume.voxels.shape[0] != 1:
         return facts, [f"{case.name}: {volume.voxels.shape[0]} slices, expected one image"], []
+    if case.boxes is not None:
+        problems, warnings = box_problems(case, volume.geometry, grid)
+        sizes = tuple((box.label, size_mm(box, volume.geometry)) for box in case.boxes)
+        return replace(facts, findings=sizes), problems, warnings
     if case.label is None:
         return facts, [], []
     labels, geometry = read_label(case, spec)
@@ -174,8 +197,4 @@ def _examined(case: Case, spec: Spec, meaning: LabelValues):
         return None, problems, []
     counts = np.bincount(meaning.to_classes(labels).ravel(), minlength=meaning.num_classes)
     warnings = [] if counts[1:].any() else [f"{case.name}: its mask is empty"]
-    return _with_voxels(facts, counts), [], warnings
-
-
-def _with_voxels(facts: CaseFacts, counts: np.ndarray) -> CaseFacts:
-    return CaseFacts(**{**vars(facts), "voxels": tuple(counts.tolist())})
+    return replace(facts, voxels=tuple(counts.tolist())), [], warnings

@@ -12,6 +12,7 @@ from fastmed.errors import FastmedError
 from fastmed.ops import overlap_counts
 from fastmed.spec import Spec
 from fastmed.training.batches import Batch
+from fastmed.training.box_scores import best_ious
 
 
 class Tally:
@@ -22,6 +23,7 @@ class Tally:
         self._losses = torch.zeros(2, dtype=torch.float64, device=device)  # sum, number
         classes = spec.num_classes
         self._counts = torch.zeros(classes, 3, dtype=torch.int64, device=device)
+        self._ious = torch.zeros(2, dtype=torch.float64, device=device)  # sum, true boxes
         self._right = torch.zeros(2, dtype=torch.int64, device=device)  # and how many there are
         self.running = math.nan
 
@@ -34,6 +36,9 @@ class Tally:
             )
         self.running = value if math.isnan(self.running) else 0.95 * self.running + 0.05 * value
         self._losses += torch.tensor([value, 1.0], dtype=torch.float64, device=loss.device)
+        if self._spec.task == "detection":
+            self._add_boxes(logits, batch)
+            return
         said = likeliest(logits)
         target = batch.target
         self._right[0] += (said == target).sum()
@@ -41,11 +46,22 @@ class Tally:
         if self._spec.task == "segmentation":
             self._counts += overlap_counts(said, target, len(self._counts)).sum(0)
 
+    def _add_boxes(self, output: Tensor, batch: Batch) -> None:
+        ious = best_ious(output, batch.target, batch.image.shape[2:], self._spec).double()
+        self._ious += torch.stack([ious.sum(), ious.new_tensor(len(ious))])
+
     def row(self, fabric) -> dict[str, Any]:
-        """Loss, accuracy and, of a segmentation, Dice and IoU over all voxels of the epoch."""
+        """Loss, accuracy and, of a segmentation, Dice and IoU over all voxels of the epoch.
+
+        Of a detection loss and IoU: the mean over the true boxes of all patches of the best IoU of
+        a finding (`box_scores.best_ious`), 0 where there is none.
+        """
         losses = fabric.all_reduce(self._losses, reduce_op="sum")
-        right = fabric.all_reduce(self._right, reduce_op="sum")
         row = {"train_loss": float(losses[0] / losses[1])}
+        if self._spec.task == "detection":
+            total, boxes = fabric.all_reduce(self._ious, reduce_op="sum").tolist()
+            return row | {"train_iou": total / boxes if boxes else None}
+        right = fabric.all_reduce(self._right, reduce_op="sum")
         if self._spec.task == "segmentation":
             counts = fabric.all_reduce(self._counts, reduce_op="sum")[1:].double().cpu()
             both, said, true = counts.unbind(1)

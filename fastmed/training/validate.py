@@ -16,9 +16,21 @@ from fastmed.geometry import Geometry
 from fastmed.inference.case import Model
 from fastmed.inference.engines import NetworkEngine
 from fastmed.metrics.classification import ClassificationScores, classification_scores
+from fastmed.metrics.detection import DetectionScores, detection_scores
 from fastmed.ops import dice_score, iou_score, overlap_counts, window_resample
 from fastmed.preprocessing import to_grid
 from fastmed.spec import Spec
+from fastmed.training.box_scores import (
+    Found,
+    scan_found,
+    scan_panel,
+    scan_truth,
+    see_slices,
+    slice_found,
+    slice_panel,
+    slice_truth,
+    tiles_loss,
+)
 from fastmed.training.pictures import Panel
 from fastmed.training.stored_case import StoredCase
 
@@ -29,6 +41,8 @@ class CaseResult:
 
     loss: None where the case has no truth. counts: int64 [classes, 3] of `overlap_counts` over
         the scan's own voxels, of a segmentation. probabilities: of a classification.
+    found, truth: of a detection, for `detection_scores`: one of each scan, in LPS mm, or one of
+        each slice that somebody looked at, in voxels of the grid. truth is () where nobody looked.
     """
 
     name: str
@@ -37,6 +51,8 @@ class CaseResult:
     counts: Tensor | None = None
     probabilities: tuple[float, ...] = ()
     target: int | None = None
+    found: tuple[Found, ...] = ()
+    truth: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     panel: Panel | None = field(default=None, repr=False)
 
 
@@ -59,7 +75,7 @@ def run_cases(
     """
     was_training = network.training
     network.eval()
-    run = _RUNS[spec.task]
+    run = _RUNS[spec.task, spec.dimensions]
     try:
         with torch.inference_mode():
             model = Model(spec, NetworkEngine(network, spec, device))
@@ -86,6 +102,14 @@ def summarise(results: Sequence[CaseResult], spec: Spec) -> dict[str, float | No
             row |= {"accuracy": _known(scores.accuracy), "f1": _known(scores.f1)}
             row["auc"] = _known(scores.auc)
         return row
+    if spec.task == "detection":
+        scores = detect(results)
+        if scores is not None:
+            row |= {"iou": _known(scores.mean_iou), "ap10": _known(scores.ap[0.1])}
+            row["ap50"] = _known(scores.ap[0.5])
+            if spec.dimensions == 3:
+                row["cpm"] = _known(scores.froc.cpm)
+        return row
     counts = [result.counts for result in results if result.counts is not None]
     if counts:
         for name, score in (("dice", dice_score), ("iou", iou_score)):
@@ -106,6 +130,15 @@ def classify(results: Sequence[CaseResult], bootstraps: int = 0) -> Classificati
         np.array([result.target for result in known]),
         bootstraps=bootstraps,
     )
+
+
+def detect(results: Sequence[CaseResult], bootstraps: int = 0) -> DetectionScores | None:
+    """Scores of a detection over scans (in 2D slices) with a truth; None where there are none."""
+    known = [pair for r in results if r.truth for pair in zip(r.found, r.truth, strict=True)]
+    if not known:
+        return None
+    found, truth = zip(*known, strict=True)
+    return detection_scores(found, truth, bootstraps=bootstraps)
 
 
 def _segment(
@@ -147,7 +180,47 @@ def _classify(
     )
 
 
-_RUNS = {"segmentation": _segment, "classification": _classify}
+def _detect(model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, keep) -> CaseResult:
+    volume = case.volume()
+    raw, grid = model.see(volume)
+    findings = model.decode(raw, grid, volume)
+    keep(case, findings)
+    value, truth = None, ()
+    if case.boxes is not None:
+        value, truth = tiles_loss(raw, case, spec, loss), (scan_truth(case),)
+    return CaseResult(
+        case.case.name,
+        case.case.patient,
+        value,
+        found=(scan_found(findings, spec),),
+        truth=truth,
+        panel=scan_panel(case, findings, spec) if with_panel else None,
+    )
+
+
+def _detect_on_slices(
+    model: Model, case: StoredCase, spec: Spec, loss, with_panel: bool, keep
+) -> CaseResult:
+    raw = see_slices(model, case)
+    found = slice_found(raw, spec)
+    return CaseResult(
+        case.case.name,
+        case.case.patient,
+        tiles_loss(raw, case, spec, loss),
+        found=tuple(found),
+        truth=tuple(slice_truth(case)),
+        panel=slice_panel(case, found, spec) if with_panel else None,
+    )
+
+
+_RUNS = {
+    ("segmentation", 2): _segment,
+    ("segmentation", 3): _segment,
+    ("classification", 2): _classify,
+    ("classification", 3): _classify,
+    ("detection", 3): _detect,
+    ("detection", 2): _detect_on_slices,
+}
 
 
 def _on_grid(labels: np.ndarray, geometry: Geometry, grid: Geometry, device) -> Tensor:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from detection_runs import TINY_3D, nodules
 from safetensors.torch import load_file
 from training_runs import TINY, balls
 
@@ -33,11 +34,19 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def start(data, output, cache, *more: str, kill_at_write: int = 0) -> subprocess.Popen:
+def start(
+    data,
+    output,
+    cache,
+    *more: str,
+    kill_at_write: int = 0,
+    recipe: str = "liver-unet3d",
+    settings=SETTINGS,
+) -> subprocess.Popen:
     command = (
-        sys.executable, "-c", COUNTED, str(kill_at_write), "train", "liver-unet3d",
+        sys.executable, "-c", COUNTED, str(kill_at_write), "train", recipe,
         "--data", str(data), "--output", str(output), "--device", "cpu", "--quiet",
-        "--set", *SETTINGS,
+        "--set", *settings,
     )  # fmt: skip
     environment = os.environ | {"FASTMED_CACHE": str(cache)}
     return subprocess.Popen([*command, *more], env=environment, stderr=subprocess.PIPE, text=True)
@@ -95,6 +104,18 @@ def test_a_run_killed_between_any_two_files_resumes_to_the_same_weights(tmp_path
     finish(start(data, tmp_path / "killed", cache, "--resume"))
     compare(tmp_path)
     assert not list((tmp_path / "killed").rglob(".*"))
+
+
+def test_a_detection_killed_between_two_files_resumes_to_the_same_weights(tmp_path):
+    data, cache = nodules(tmp_path / "data", count=6), tmp_path / "cache"
+    options = {"recipe": "nodule-ssd3d", "settings": TINY_3D}
+    finish(start(data, tmp_path / "unbroken", cache, **options))
+    process = start(data, tmp_path / "killed", cache, kill_at_write=17, **options)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "state.safetensors").is_file()
+    finish(start(data, tmp_path / "killed", cache, "--resume", **options))
+    compare(tmp_path)
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):

@@ -1,4 +1,4 @@
-"""Nodule phantoms published as Lung-PET-CT-Dx is are prepared without a word, at the true places."""
+"""Nodule phantoms as Lung-PET-CT-Dx is published are prepared without a word, where they are."""
 
 import csv
 

@@ -82,7 +82,6 @@ WRONG = {
     "shares of more than all": ("loop.shares=[0.9,0.2,0.1]", "expected a sum of 1"),
     "nothing to train": ("loop.shares=[0,0.5,0.5]", "and some to train"),
     "an unknown loss option": ("loss.sharpness=2", "[loss] sharpness: unknown"),
-    "a loss option that is no number": ("loss.gamma=high", "loss.gamma 'high': expected a number"),
     "values of no label": ("values.spleen=[1]", "[values] spleen: no label of that name"),
     "values as texts": ('values.liver=["5"]', "[values] liver: expected a list of whole numbers"),
     "a spec that contradicts itself": ("grid.window_hu=[5,1]", "window_hu"),

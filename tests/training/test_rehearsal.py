@@ -24,8 +24,10 @@ WRONG = {
     "crop": ("lung-resnet3d", "sampling.crop=label", "a classification has its whole grid"),
     "balance": ("liver-unet3d", "sampling.balance=over", "balance is for classifications"),
     "auto": ("liver-unet3d", "loss.name=auto", "are for classifications"),
-    "an option of another loss": ("liver-unet3d", "loss.gamma=2.0", "option 'gamma' is unknown"),
-    "an option of auto": ("lung-resnet3d", "loss.gamma=2.0", "name that loss, not auto"),
+    "an option of another loss": (
+        "liver-unet3d", "loss.options.gamma=2.0", "option 'gamma' is unknown",
+    ),
+    "an option of auto": ("lung-resnet3d", "loss.options.gamma=2.0", "name that loss, not auto"),
     "weights": ("liver-unet3d", "loss.class_weights=inverse", "are for classifications"),
 }  # fmt: skip
 
@@ -42,7 +44,7 @@ def test_a_recipe_that_cannot_train_is_named_before_anything_is_written(
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_the_recipes_of_the_package_can_train(name):
     recipe = read_recipe(name)
-    assert rehearse(recipe, batch_size=recipe.loop.batch_size) > 1_000_000
+    assert rehearse(recipe, batch_size=recipe.loop.batch_size) > 100_000
 
 
 DEVICES = {
