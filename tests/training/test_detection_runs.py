@@ -160,7 +160,8 @@ def test_a_size_that_ssd300_cannot_take_is_named():
 
 
 def test_matcher_and_options_change_the_loss_of_a_detection():
-    targets = [Targets(torch.tensor([[5.0, 6.0, 7.0, 14.0, 13.0, 12.0]]), torch.tensor([1]))]
+    places = torch.tensor([[5.0, 6.0, 7.0, 14.0, 13.0, 12.0], [1.0, 1.0, 2.0, 3.5, 4.0, 4.0]])
+    targets = [Targets(places, torch.tensor([1, 1]))]
     values = []
     for settings in ([], ["loss.matcher=iou"], ["loss.options.alpha=0.75"]):
         recipe = read_recipe("nodule-ssd3d", [*TINY_3D, *settings])
