@@ -423,10 +423,10 @@ def test_names_that_are_no_text_are_shown_and_written(archive, run, tmp_path, ca
 
 
 def test_an_error_of_the_model_names_the_scan(archive, run, monkeypatch):
-    def not_finite(self, logits):
+    def not_finite(self, volume, **options):
         raise SeriesError("the network returned logits that are not finite")
 
-    monkeypatch.setattr("fastmed.inference.case.Model._check", not_finite)
+    monkeypatch.setattr("fastmed.inference.case.Model.see", not_finite)
     result = run(archive / "b")
     assert verdicts(result) == {"b": "failed"}
     assert "not finite" in result.rows[0].reason

@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_cases(train, monk
         def forward(self, logits, target):
             return logits.sum() * math.nan
 
-    monkeypatch.setattr(loop.losses, "build", lambda *a, **k: Broken())
+    monkeypatch.setattr(loop, "build_loss", lambda *a, **k: Broken())
     with pytest.raises(FastmedError, match=r"the loss became nan on case-\d\d, case-\d\d"):
         train()
 
@@ -128,7 +128,7 @@ def test_weights_that_are_not_finite_are_never_kept(train, monkeypatch):
         def forward(self, logits, target):
             return (logits.sum() * 0).sqrt()
 
-    monkeypatch.setattr(loop.losses, "build", lambda *a, **k: Steep())
+    monkeypatch.setattr(loop, "build_loss", lambda *a, **k: Steep())
     with pytest.raises(FastmedError, match=r"the weights became NaN or infinite in epoch 1"):
         train("loop.shares=[1,0,0]", "loop.epochs=1", "sampling.samples_per_case=1",
               "loop.batch_size=8", "optimiser.clip_norm=0")  # fmt: skip
