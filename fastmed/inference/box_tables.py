@@ -12,6 +12,7 @@ from typing import Any
 from fastmed.errors import FastmedError, UsageError
 from fastmed.inference.scan_tables import Key, Table, key_of, read_table
 from fastmed.readers.label_maps import stem
+from fastmed.readers.luna16 import read_luna16
 
 _CORNERS = ("x1", "y1", "z1", "x2", "y2", "z2")
 _FINDINGS_CORNERS = tuple(f"{name}_lps_mm" for name in _CORNERS)
@@ -124,7 +125,7 @@ def read_truth(path: Path) -> tuple[list[TrueBoxes], bool]:
         path = held[0]
     table = read_table(path)
     if table.has("seriesuid", *_BALL):
-        return _balls(table), False
+        return _balls(path), False
     rows = _rows(table, "path", _CORNERS, with_score=False)
     return [
         TrueBoxes(key, tuple((label, box) for label, _, box in boxes), where)
@@ -163,20 +164,12 @@ def _check_sides(table: Table, row: int, box: Box) -> None:
             )
 
 
-def _balls(table: Table) -> list[TrueBoxes]:
-    names = table.texts("seriesuid")
-    x, y, z, diameters = (table.numbers(name).tolist() for name in _BALL)
+def _balls(file: Path) -> list[TrueBoxes]:
     scans: dict[Key, TrueBoxes] = {}
-    for row, (name, *centre, diameter) in enumerate(zip(names, x, y, z, diameters, strict=True)):
-        if diameter <= 0:
-            raise FastmedError(
-                f"{table.where(row)}: diameter_mm {diameter:g}: expected more than 0"
-            )
-        half = diameter / 2
-        box = (*(c - half for c in centre), *(c + half for c in centre))
-        key = key_of(name)
-        known = scans.get(key, TrueBoxes(key, (), table.where(row)))
-        scans[key] = TrueBoxes(key, (*known.boxes, (_NODULE, box)), known.where)
+    for nodule in read_luna16(file):
+        key = key_of(nodule.series_uid)
+        known = scans.get(key, TrueBoxes(key, (), f"{file}: {nodule.series_uid}"))
+        scans[key] = TrueBoxes(key, (*known.boxes, (_NODULE, nodule.box_lps_mm)), known.where)
     return list(scans.values())
 
 

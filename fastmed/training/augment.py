@@ -165,6 +165,13 @@ def patch_matrix(start_zyx, patch_zyx, spacing_mm_zyx, drawn: Drawn) -> np.ndarr
     return matrix
 
 
+def after(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """[3, 4] matrices one after the other: inner, then outer."""
+    result = outer[:, :3] @ inner
+    result[:, 3] += outer[:, 3]
+    return result
+
+
 def bend(image: Tensor, labels: Tensor | None, drawn: list[Drawn]) -> None:
     """Elastic deformation, in place, of the samples that drew one: [B, D, H, W] and its labels.
 

@@ -19,12 +19,19 @@ from fastmed.training.augment import (
     NOTHING,
     Augmentation,
     Drawn,
+    after,
     bend,
     draw,
     patch_matrix,
     shade,
 )
-from fastmed.training.box_targets import as_channels, patch_size, patch_start, patch_targets
+from fastmed.training.box_targets import (
+    as_channels,
+    input_channels,
+    patch_size,
+    patch_start,
+    patch_targets,
+)
 from fastmed.training.stored_case import StoredCase
 
 BALANCES = ("none", "over", "under", "both")
@@ -138,6 +145,7 @@ class TrainingSet:
         self._patch = sampling.patch_zyx or spec.tile_zyx
         if self._detects:
             self._patch = patch_size(spec, sampling.patch_zyx)
+            self._channels = input_channels(spec) if spec.dimensions == 2 else None
         self.cases = tuple(cases)
         self.spec, self.sampling, self.augmentation = spec, sampling, augmentation
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
@@ -215,7 +223,7 @@ class TrainingSet:
         if self.augmentation is not None:
             drawn = draw(self.augmentation, rng, patch, self.spec.dimensions)
         placed = patch_matrix(start, patch, stored.grid.spacing_mm_zyx, drawn)
-        return _after(stored.matrix, placed), drawn
+        return after(stored.matrix, placed), drawn
 
     def _start(self, stored: StoredCase, rng: np.random.Generator) -> list[int]:
         """First grid voxel of a patch: within the region where that is large enough."""
@@ -281,7 +289,7 @@ class TrainingSet:
             bend(image, target, drawn)
         shade(image, drawn)
         if self._detects and self.spec.dimensions == 2:
-            return Batch(as_channels(image, self.spec), target, names)
+            return Batch(as_channels(image, self._channels), target, names)
         if self.spec.dimensions == 2:
             image = image.squeeze(1)
             target = target if self._classifies else target.squeeze(1)
@@ -343,13 +351,6 @@ def _put(ready: queue.Queue, item, stop: threading.Event) -> bool:
 def _per_item(values: list[float]):
     """One number where all are equal: it needs no copy to the device."""
     return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=torch.float64)
-
-
-def _after(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """[3, 4]: inner, then outer."""
-    result = outer[:, :3] @ inner
-    result[:, 3] += outer[:, 3]
-    return result
 
 
 def _moved(matrix: np.ndarray, first) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastmed.errors import DataError, UsageError
+from fastmed.readers.luna16 import read_luna16
 from fastmed.spec import Spec
 from fastmed.training.cases import SUBSETS, VOLUME_SUFFIXES, Case, TruthBox, without_suffix
 
@@ -70,7 +71,7 @@ def listed_cases(data: Path, spec: Spec, problems: list[str]) -> list[tuple[str,
     if missing := set(_COLUMNS[kind]) - set(columns):
         raise DataError(f"{table}: no column {', '.join(sorted(missing))}; found {columns}")
     if kind == LUNA16:
-        return _luna16(table, rows, spec, problems)
+        return _luna16(table, spec, problems)
     return _by_path(table, rows, spec, problems)
 
 
@@ -173,7 +174,7 @@ def _is_solid(box: tuple[float, ...], corners, where: str, problems: list[str]) 
     return True
 
 
-def _luna16(table: Path, rows, spec: Spec, problems: list[str]) -> list[tuple[str, Case]]:
+def _luna16(table: Path, spec: Spec, problems: list[str]) -> list[tuple[str, Case]]:
     """Every scan below the table's folder; those that no row names have no nodule."""
     scans: dict[str, _Listed] = {}
     for path in sorted(table.parent.rglob("*")):
@@ -187,21 +188,12 @@ def _luna16(table: Path, rows, spec: Spec, problems: list[str]) -> list[tuple[st
             problems.append(f"{both}: two files of one name")
         scans[name] = _Listed(path, "", "")
     absent = set()
-    for line, row in enumerate(rows, start=2):
-        where = f"{table.name} line {line}"
-        if row["seriesuid"] not in scans:
-            absent.add(row["seriesuid"])
-            continue
-        ball = _numbers(row, _BALL, where, problems)
-        if ball is None:
-            continue
-        x, y, z, diameter = ball
-        if diameter <= 0:
-            problems.append(f"{where}: the box is zero-sized: diameter_mm {diameter:g}")
-            continue
-        r = diameter / 2
-        box = (x - r, y - r, z - r, x + r, y + r, z + r)
-        scans[row["seriesuid"]].boxes.append(TruthBox(spec.labels[0].value, box))
+    for nodule in read_luna16(table):
+        if nodule.series_uid in scans:
+            box = TruthBox(spec.labels[0].value, nodule.box_lps_mm)
+            scans[nodule.series_uid].boxes.append(box)
+        else:
+            absent.add(nodule.series_uid)
     if absent:
         warnings.warn(
             f"{table}: {len(absent)} series of it have no scan here, such as {min(absent)}; they "

@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmed import models
 from fastmed.boxes import moved_boxes
 from fastmed.losses import Targets
+from fastmed.models.channels import channels_taken
 from fastmed.spec import Spec
+from fastmed.training.augment import after
 from fastmed.training.stored_case import StoredCase
 
 IGNORED = -1  # the label of a finding that the patch's border cuts too deep
@@ -22,10 +25,10 @@ def patch_size(spec: Spec, wanted: tuple[int, int, int] | None) -> tuple[int, in
     return wanted or spec.tile_zyx
 
 
-def input_channels(spec: Spec) -> int:
-    """How many channels the spec's network takes."""
-    usual = 3 if spec.network.name == "ssd300_vgg16" else 1
-    return spec.network.arguments.get("in_channels", usual)
+def input_channels(spec: Spec) -> int | None:
+    """How many channels the spec's network takes; None where it has no convolution."""
+    with torch.device("meta"):
+        return channels_taken(models.build(spec.network.name, **spec.network.arguments))
 
 
 def patch_start(
@@ -79,7 +82,7 @@ def patch_targets(
     clipped to it; one that is cut deeper is ignored (label -1): it is neither to be found nor
     background.
     """
-    to_patch = _after(_inverse(matrix), stored.matrix)
+    to_patch = after(_inverse(matrix), stored.matrix)
     rows = stored.boxes.astype(np.float64)
     if spec.dimensions == 3:
         boxes, labels = moved_boxes(rows[:, :6], to_patch), rows[:, 6]
@@ -91,11 +94,11 @@ def patch_targets(
     return _targets(*_cut(flat, labels, np.array(patch_zyx[:0:-1])), device)
 
 
-def as_channels(slices: Tensor, spec: Spec) -> Tensor:
+def as_channels(slices: Tensor, channels: int | None) -> Tensor:
     """[B, slices, H, W] as a network of 2 dimensions takes it; one slice fills all its channels."""
-    if spec.slices > 1:
+    if slices.shape[1] > 1 or channels is None:
         return slices
-    return slices.expand(-1, input_channels(spec), -1, -1).contiguous()
+    return slices.expand(-1, channels, -1, -1).contiguous()
 
 
 def tile_targets(boxes: np.ndarray, start_zyx, tile_zyx, device) -> Targets:
@@ -135,13 +138,6 @@ def _targets(boxes: np.ndarray, labels: np.ndarray, device: torch.device | str) 
         torch.from_numpy(boxes.astype(np.float32)).to(device),
         torch.from_numpy(labels.astype(np.int64)).to(device),
     )
-
-
-def _after(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """[3, 4]: inner, then outer."""
-    result = outer[:, :3] @ inner
-    result[:, 3] += outer[:, 3]
-    return result
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ import torch
 
 from fastmed import models
 from fastmed.errors import UsageError
+from fastmed.models.channels import channels_taken
 from fastmed.training.box_loss import grid_defaults
-from fastmed.training.box_targets import input_channels
 from fastmed.training.recipe import Recipe
 from fastmed.training.task_loss import build_loss
 
@@ -34,7 +34,7 @@ def rehearse(recipe: Recipe, *, batch_size: int) -> int:
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise UsageError(f"recipe {spec.name}: [network] {_first_line(error)}") from error
     tile = spec.tile_zyx or spec.size_zyx or _UNKNOWN_SIZE_ZYX
-    channels = input_channels(spec)
+    channels = _checked_channels(recipe, network)
     for size, batch, trains in ((recipe.sampling.patch_zyx or tile, batch_size, True),
                                 (tile, 1, False)):  # fmt: skip
         space = size if spec.dimensions == 3 else size[1:]
@@ -67,6 +67,19 @@ def _check_loss(recipe: Recipe) -> None:
         build_loss(recipe, loss.name)
     except (ValueError, TypeError) as error:
         raise UsageError(f"recipe {spec.name}: [loss] {error}") from error
+
+
+def _checked_channels(recipe: Recipe, network: torch.nn.Module) -> int:
+    """The channels of the network's input, which are those that a scan gives it."""
+    spec = recipe.spec
+    wanted = channels_taken(network)
+    repeats = spec.task == "detection" and spec.dimensions == 2 and spec.slices == 1
+    if wanted is None or wanted == spec.slices or repeats:
+        return wanted or spec.slices
+    raise UsageError(
+        f"recipe {spec.name}: {spec.network.name} takes {wanted} channels, a scan gives it "
+        f"{spec.slices}: set network.in_channels" + (" to grid.slices" if spec.slices > 1 else "")
+    )
 
 
 def _check_logits(recipe: Recipe, logits: torch.Tensor, space: tuple[int, ...]) -> None:

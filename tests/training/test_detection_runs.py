@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fastmed import models
 from fastmed.errors import UsageError
 from fastmed.losses import Targets
 from fastmed.training import loop
+from fastmed.training.box_targets import as_channels, input_channels
 from fastmed.training.recipe import read_recipe
 from fastmed.training.rehearsal import rehearse
 from fastmed.training.task_loss import build_loss
@@ -151,6 +153,30 @@ def test_a_loss_of_boxes_is_for_detections_alone(tmp_path):
     for setting in ("loss.name=detection_focal", "loss.matcher=iou"):
         with pytest.raises(UsageError, match=re.escape("detection_* is for detections")):
             train("liver-unet3d", tmp_path / "absent", tmp_path / "run", setting)
+
+
+CHANNELS = {
+    "slices of a volume": (
+        "nodule-ssd3d",
+        "network.in_channels=3",
+        "3 channels, a scan gives it 1",
+    ),
+    "neighbours": ("nodule-ssd300", "grid.slices=5", "3 channels, a scan gives it 5"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "setting", "words"), CHANNELS.values(), ids=CHANNELS)
+def test_channels_that_no_scan_fills_are_named(recipe, setting, words):
+    with pytest.raises(UsageError, match=words):
+        rehearse(read_recipe(recipe, [setting]), batch_size=1)
+
+
+def test_a_slice_fills_the_channels_that_its_network_takes_by_default():
+    spec = read_recipe("nodule-ssd300").spec
+    bare = replace(spec, network=replace(spec.network, arguments={}))
+    assert input_channels(bare) == 3
+    assert as_channels(torch.ones(2, 1, 4, 4), input_channels(bare)).shape == (2, 3, 4, 4)
+    assert as_channels(torch.ones(2, 5, 4, 4), 5).shape == (2, 5, 4, 4)
 
 
 def test_a_size_that_ssd300_cannot_take_is_named():

@@ -114,7 +114,7 @@ def test_a_slice_that_is_no_number_and_a_ball_without_size_have_lines(tmp_path):
     with pytest.raises(DataError, match="slice 'x': expected a number from 0"):
         discover(table(tmp_path, "slices.csv", "a.nii.gz,p,x,1,1,1,2,2"), FLAT)
     (tmp_path / "annotations.csv").write_text(LUNA + "a,10,-20,30,0\n")
-    with pytest.raises(DataError, match="zero-sized: diameter_mm 0"):
+    with pytest.raises(DataError, match="line 2: diameter_mm 0: expected more than 0"):
         discover(tmp_path, NODULES)
 
 
