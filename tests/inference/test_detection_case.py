@@ -198,6 +198,44 @@ def test_boxes_come_by_falling_score_and_no_more_than_asked_for():
     assert scores == sorted(scores, reverse=True)
 
 
+def test_joined_boxes_of_slices_come_by_falling_score_too():
+    class Bright(Blobs):
+        def forward(self, x):
+            output = super().forward(x)
+            found = output[..., -1] > 0
+            output[..., -1][found] = x.amax((1, 2, 3))[:, None].expand_as(found)[found]
+            return output
+
+    volume = on_slices((40, 30, 1, 80, 60, 2), (40, 30, 5, 80, 60, 6))
+    volume.voxels[1][volume.voxels[1] == 0] = -300
+    found = model_of(SLICES, network=Bright(SLICES))(volume).boxes
+    assert [box.slices for box in found] == [(5, 5), (1, 1)]
+    assert found[0].score > found[1].score
+
+
+def test_what_is_found_on_the_grid_of_a_tilted_scan_beside_the_scan_itself_is_nothing():
+    class Everywhere(Blobs):
+        def forward(self, x):
+            defaults = default_boxes_of(self.spec, tuple(x.shape[-3:]))
+            output = torch.zeros(len(x), len(defaults), 8)
+            output[..., 6:] = torch.tensor([0.0, 2.0])
+            return output
+
+    volume = scan_of([(5, 5, 5, 75, 65, 35)])
+    steps = volume.geometry.steps_lps_mm.copy()
+    steps[0] -= (0.0, 1.5, 0.0)
+    geometry = Geometry.from_axes(volume.voxels.shape, (-10.0, 20.0, 5.0), steps)
+    tilted = replace(volume, geometry=geometry)
+    found = model_of(NODULES, network=Everywhere(NODULES))(tilted).boxes
+    assert len(found) > 10
+    for box in found:
+        x1, y1, z1, x2, y2, z2 = box.box_lps_mm
+        corners = [(x, y, z) for x in (x1, x2) for y in (y1, y2) for z in (z1, z2)]
+        index = geometry.to_index(corners)
+        assert (index.max(axis=0) > -0.5).all()
+        assert (index.min(axis=0) < np.array(geometry.shape_zyx) - 0.5).all()
+
+
 class Fixed(nn.Module):
     def __init__(self, output):
         super().__init__()
