@@ -1,4 +1,4 @@
-"""What is no nodule though as dense and as wide: scars, plaques, plugs, walls, plates, haze."""
+"""What is no nodule though as dense and as wide: crossings, lentils, cysts, scars, plaques, haze."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ def add_distractors(rng: np.random.Generator, scene: Scene, taken: Taken) -> Non
     for draw, few, many in (
         (_stub, 18, 30),
         (_swelling, 6, 12),
+        (_knot, 8, 16),
+        (_lentil, 5, 10),
         (_plate, 5, 10),
         (_plaque, 5, 10),
         (_wall, 2, 5),
-        (_cyst, 1, 4),
+        (_cyst, 3, 8),
         (_scar, 1, 4),
         (_haze, 0, 3),
     ):
@@ -115,6 +117,57 @@ def _swelling(rng, scene: Scene, taken: Taken) -> None:
     lay_tubes(scene, [Tube(*pair) for pair in pairs], rng.uniform(0, 110))
 
 
+def _knot(rng, scene: Scene, taken: Taken) -> None:
+    """Where vessels cross: three to five, no wider there than anywhere along their way."""
+    centre = find_place(rng, scene, lambda at: scene.lungs[at] > 6)
+    if centre is None or not is_free(taken, centre[None], 20):
+        return
+    value, radius = rng.uniform(0, 110), rng.uniform(1.3, 3.0)
+    lay_tubes(scene, _rays(rng, centre, rng.integers(3, 6), radius, 3 * radius + 8), value)
+
+
+def feed(rng, scene: Scene, taken: Taken, centre: np.ndarray, radius_mm: float) -> None:
+    """Leads two or three vessels into a nodule of that radius, each a third to a half as wide."""
+    value = rng.uniform(0, 110)
+    for tube in _rays(
+        rng, centre, rng.integers(2, 4), radius_mm * rng.uniform(0.33, 0.5), radius_mm + 14
+    ):
+        others = [(at, radius) for at, radius in taken if (at != centre).any()]
+        course = np.linspace(tube.start, tube.end, 5)
+        if is_free(others, course, tube.start_radius + 2):
+            lay_tubes(scene, [tube], value)
+
+
+def _rays(rng, centre, count: int, radius_mm: float, length_mm: float) -> list[Tube]:
+    """Tubes from a point outwards, tapering by a fifth, at least 50 degrees from each other."""
+    ways: list[np.ndarray] = []
+    while len(ways) < count:
+        way = rng.standard_normal(3)
+        way /= np.linalg.norm(way)
+        if all(way @ other < 0.64 for other in ways):
+            ways.append(way)
+    return [
+        Tube(centre, centre + way * length_mm * rng.uniform(0.8, 1.2), radius_mm, 0.8 * radius_mm)
+        for way in ways
+    ]
+
+
+def _lentil(rng, scene: Scene, taken: Taken) -> None:
+    """A lymph node within the lung: as wide as a nodule, less than half as thick."""
+    centre = find_place(rng, scene, lambda at: scene.lungs[at] > 5)
+    width = rng.uniform(8, 15)
+    if centre is None or not is_free(taken, centre[None], width / 2 + 4):
+        return
+    turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    sides = width / 2 * np.array([1.0, rng.uniform(0.85, 1.1), rng.uniform(0.33, 0.42)])
+    box, (x, y, z) = scene.box(centre, width / 2 + 4)
+    along = (row[0] * x + row[1] * y + row[2] * z for row in turn)
+    away = np.sqrt(sum((a / side) ** 2 for a, side in zip(along, sides, strict=True)))
+    # Along the short axis, where the border matters most, this is the depth in mm.
+    depth = np.minimum((1 - away) * sides[2], scene.lungs[box] + 1)
+    _lay_denser(scene, share(depth, scene.voxel_mm), rng.uniform(-30, 90), box)
+
+
 def _disc(rng, scene: Scene, centre, normal, thick_mm: float, radius_mm: float, value) -> None:
     box, (x, y, z) = scene.box(centre, radius_mm + 4)
     along = x * normal[0] + y * normal[1] + z * normal[2]
@@ -173,17 +226,16 @@ def _wall(rng, scene: Scene, taken: Taken) -> None:
 
 
 def _cyst(rng, scene: Scene, taken: Taken) -> None:
-    """A ball of air with a thin wall."""
+    """A ball of air in a wall of a quarter to nearly half of its radius."""
     centre = find_place(rng, scene, lambda at: scene.lungs[at] > 6)
     radius = rng.uniform(3.5, 8)
+    wall_mm = min(radius * rng.uniform(0.25, 0.45), 2.6)
     if centre is None or not is_free(taken, centre[None], radius + 4):
         return
     box, (x, y, z) = scene.box(centre, 1.3 * radius + 4)
     stretch = rng.uniform(0.85, 1.2, 3)
     away = np.sqrt((x / stretch[0]) ** 2 + (y / stretch[1]) ** 2 + (z / stretch[2]) ** 2)
-    inner = share(
-        np.minimum(radius - rng.uniform(1.2, 1.8) - away, scene.lungs[box]), scene.voxel_mm
-    )
+    inner = share(np.minimum(radius - wall_mm - away, scene.lungs[box]), scene.voxel_mm)
     outer = share(np.minimum(radius - away, scene.lungs[box]), scene.voxel_mm)
     _lay_denser(scene, outer - inner, rng.uniform(-200, 40), box)
     scene.lay(inner, -950.0, box)

@@ -9,7 +9,13 @@ from scipy import ndimage
 
 from fastmed.geometry import Geometry
 from fastmed.phantom.fields import Tube, scanner_noise
-from fastmed.phantom.nodule_distractors import Taken, add_distractors, find_place, is_free
+from fastmed.phantom.nodule_distractors import (
+    Taken,
+    add_distractors,
+    feed,
+    find_place,
+    is_free,
+)
 from fastmed.phantom.nodule_shapes import Nodule, draw_nodule
 from fastmed.phantom.opacities import Scene
 from fastmed.phantom.thorax import healthy_body
@@ -18,6 +24,7 @@ from fastmed.volume import Volume
 KINDS = ("solid", "part-solid", "ground-glass")
 _LEAST_MM = {"solid": 4.2, "part-solid": 7.0, "ground-glass": 6.5}
 _MOST_MM = 19.5
+_FED = 0.7  # share of the dense nodules that vessels lead into
 _GAP_MM = 5.0  # between two nodules
 _VESSEL_HU = -500.0  # what is denser inside a real lung
 
@@ -40,9 +47,11 @@ def nodule_chest(geometry: Geometry, seed: int, *, count: int) -> NoduleScan:
     """Makes one synthetic CT of the chest with `count` nodules of 4 to 20 mm.
 
     Half are solid, the rest part-solid (from 7 mm on) or ground glass (from 6.5 mm); some stand
-    alone, some lean on a vessel or on the pleura. As dense and as wide as they are vessels, rods,
-    plates, plaques on the pleura, widened bronchi and scars, in every scan alike; what tells a
-    nodule is that it is round in all three directions. Where no room is left there are fewer.
+    alone, some lean on a vessel or on the pleura, and vessels lead into most of the dense ones. As
+    dense and as wide as they are vessels, where they cross too, rods, lentils, plates, plaques on
+    the pleura, cysts, widened bronchi and scars, in every scan alike; what tells a nodule is a body
+    round in all three directions, full, and wider than what leads into it. Where no room is left
+    there are fewer.
 
     geometry: an upright grid in LPS mm, the patient's axis through x = y = 0, diaphragm near
         z = -90, tips of the lungs near z = 120.
@@ -68,6 +77,9 @@ def nodule_chest(geometry: Geometry, seed: int, *, count: int) -> NoduleScan:
             specks.append(centre)
             taken.append((centre, 1.5))
     add_distractors(wrong, scene, taken)
+    for kind, centre, diameter in planned:
+        if kind != "ground-glass" and wanted.random() < _FED:
+            feed(wanted, scene, taken, centre, diameter / 2)
     lungs = scene.lungs
     nodules = []
     for kind, centre, diameter in planned:
