@@ -1,4 +1,4 @@
-"""What is no nodule though as dense and as wide: crossings, lentils, cysts, scars, plaques, haze."""
+"""What is no nodule though as dense and as wide: crossings, lentils, cysts, scars, plaques."""
 
 from __future__ import annotations
 
