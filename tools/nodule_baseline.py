@@ -184,21 +184,15 @@ def read_set(data: Path, count: int | None, pool) -> tuple[list[dict], list[np.n
     return found, [np.array(boxes[path]).reshape(-1, 6) for path in paths]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tune", type=Path, required=True, help="scans to choose by")
-    parser.add_argument("--data", type=Path, required=True, help="scans to score")
-    parser.add_argument("--count", type=int, metavar="N", help="the first N scans of each")
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        tuning, tuning_truth = read_set(arguments.tune, arguments.count, pool)
-        scans, truth = read_set(arguments.data, arguments.count, pool)
+def best_finder(tune: Path, data: Path, count: int | None = None, workers: int = 2) -> float:
+    """Prints what each finder, chosen on `tune`, scores on `data`; returns the highest CPM."""
+    with ProcessPoolExecutor(workers) as pool:
+        tuning, tuning_truth = read_set(tune, count, pool)
+        scans, truth = read_set(data, count, pool)
     nodules = sum(map(len, truth))
-    print(f"CPM of plain finders, {len(scans)} scans of {arguments.data}, {nodules} nodules")
-    print(
-        f"chosen on {len(tuning)} scans of {arguments.tune}, {sum(map(len, tuning_truth))} nodules"
-    )
+    print(f"CPM of plain finders, {len(scans)} scans of {data}, {nodules} nodules")
+    print(f"chosen on {len(tuning)} scans of {tune}, {sum(map(len, tuning_truth))} nodules")
+    best = 0.0
     for finder in ("threshold", "thresholds", "blobs"):
         choices = [
             (key, powers)
@@ -217,6 +211,18 @@ def main() -> None:
             f"{finder:>11}  CPM {value:.3f} (tuned {scored[key, powers]:.3f})  {key[1:]} {powers}"
         )
         print("             sensitivities " + " ".join(f"{v:.2f}" for v in sensitivities))
+        best = max(best, value)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tune", type=Path, required=True, help="scans to choose by")
+    parser.add_argument("--data", type=Path, required=True, help="scans to score")
+    parser.add_argument("--count", type=int, metavar="N", help="the first N scans of each")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    best_finder(arguments.tune, arguments.data, arguments.count, arguments.workers)
 
 
 if __name__ == "__main__":
