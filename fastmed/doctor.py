@@ -17,7 +17,7 @@ from fastmed.ops._load import instruction_set
 
 _LIBRARIES = (
     "torch", "numpy", "pydicom", "nibabel", "SimpleITK", "safetensors", "onnx", "onnxscript",
-    "scipy", "rich",
+    "scipy", "rich", "highdicom", "defusedxml",
 )  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def whole_pixels(box_px: Sequence[float], size_xy: tuple[int, int]) -> tuple[int
     """Returns (xmin, ymin, xmax, ymax), inclusive and from 0, of a box in our pixels.
 
     They are the pixels whose centres lie in the box, which is the rounding of its edges to the
-    nearest edges of pixels; at least one, and none outside the image.
+    nearest edges of pixels; along each axis at least two (where the image has them), since readers
+    take xmin = xmax for a box without a size; none outside the image.
     """
     x1, y1, x2, y2 = box_px
     (xmin, xmax), (ymin, ymax) = _pixels(x1, x2, size_xy[0]), _pixels(y1, y2, size_xy[1])
@@ -54,10 +55,12 @@ def whole_pixels(box_px: Sequence[float], size_xy: tuple[int, int]) -> tuple[int
 
 
 def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
-    first, last = math.ceil(low), math.floor(high)
-    if last < first:
-        first = last = math.floor((low + high) / 2 + 0.5)
-    return min(max(first, 0), size - 1), min(max(last, 0), size - 1)
+    first, last = max(math.ceil(low), 0), min(math.floor(high), size - 1)
+    if last <= first:
+        first = math.floor((low + high) / 2)  # the two whose common edge is nearest to the middle
+        first = max(min(first, size - 2), 0)
+        last = min(first + 1, size - 1)
+    return first, last
 
 
 def _sub(parent: ElementTree.Element, name: str) -> ElementTree.Element:
