@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -70,8 +71,11 @@ class Model:
         where the network returns what is not finite: it never becomes an answer.
         """
         clock = clock or StageClock()
-        logits, grid = self.see(volume, clock=clock, progress=progress)
-        return self.decode(logits, grid, volume, clock=clock)
+        task = TASKS[self.spec.task]
+        said, grid = self._see(task.brief or task.look, volume, clock, progress)
+        if task.brief is None:
+            self._check(said, grid, clock)
+        return self.decode(said, grid, volume, clock=clock)
 
     def see(
         self,
@@ -88,6 +92,11 @@ class Model:
         not wait here. Raises SeriesError as a call does.
         """
         clock = clock or StageClock()
+        logits, grid = self._see(TASKS[self.spec.task].look, volume, clock, progress)
+        self._check(logits, grid, clock)
+        return logits, grid
+
+    def _see(self, look, volume: Volume, clock: StageClock, progress) -> tuple[Any, Geometry]:
         task = TASKS[self.spec.task]
         with clock("resample"):
             image, grid = to_grid(volume, self.spec, self.engine.device)
@@ -108,13 +117,15 @@ class Model:
 
         on_cuda = self.engine.device.startswith("cuda")
         batch = self.batch or (_CUDA_BATCHES[self.spec.dimensions] if on_cuda else 1)
-        logits = task.look(image, network, self.spec, batch, progress)
+        said = look(image, network, self.spec, batch, progress)
         clock.seconds["network"] = clock.seconds.get("network", 0.0) + network_seconds
         stitch = time.perf_counter() - started - network_seconds
         clock.seconds["stitch"] = clock.seconds.get("stitch", 0.0) + stitch
+        return said, grid
+
+    def _check(self, logits: Tensor, grid: Geometry, clock: StageClock) -> None:
         with clock("decode"):
-            task.check(logits, self.spec, grid.shape_zyx, self.engine.name)
-        return logits, grid
+            TASKS[self.spec.task].check(logits, self.spec, grid.shape_zyx, self.engine.name)
 
     def decode(
         self, logits: Tensor, grid: Geometry, volume: Volume, *, clock: StageClock | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from fastmed.geometry import Geometry
 from fastmed.inference.sliding_window import answers, seen_and_void, sliding_window
 from fastmed.spec import Spec
 from fastmed.tasks import classification, detection, segmentation
-from fastmed.tasks.candidates import default_boxes_of, tiles_of
+from fastmed.tasks.candidates import Picked, default_boxes_of, pick, tiles_of
 from fastmed.volume import Volume
 
 _NEVER = -1e4  # the logit of each label where there is nothing to see: its softmax is 0
@@ -30,13 +31,15 @@ class Task:
     check: raises SeriesError where that is no answer; takes it, the spec, the grid's shape and the
         engine's name.
     decode: from it, grid, Volume and spec to Findings.
+    brief: as look, but returns no more than decode takes, checked; None where that is all of it.
     """
 
     look: Callable[..., Tensor]
     output: str
     output_axes: int
     check: Callable[[Tensor, Spec, tuple[int, int, int], str], None]
-    decode: Callable[[Tensor, Geometry, Volume, Spec], Findings]
+    decode: Callable[[Any, Geometry, Volume, Spec], Findings]
+    brief: Callable[..., Any] | None = None
 
 
 def _over_tiles(image: Tensor, network, spec: Spec, batch: int, progress) -> Tensor:
@@ -68,34 +71,60 @@ def _for_boxes(image: Tensor, network, spec: Spec, batch: int, progress) -> Tens
 
     A void tile (`seen_and_void`) never meets the network: nothing is found there.
     """
-    if spec.dimensions == 2:
-        pieces, void = list(range(image.shape[0])), []
-        place_of = {z: z for z in pieces}
-        cut = partial(_with_neighbours, image, spec.slices)
-    else:
-        tiles = tiles_of(tuple(image.shape), spec)
-        padded = tiles.extended(image)
-        pieces, void = seen_and_void(padded, tiles)
-        place_of = {corner: k for k, corner in enumerate(tiles.corners)}
-
-        def cut(corner) -> Tensor:
-            return padded[tiles.window(corner)][None]
-
+    pieces, void, cut = _pieces(image, spec)
+    total = len(pieces) + len(void)
     raw: Tensor | None = None
-    for piece, output in answers(network, pieces, cut, batch, progress, len(place_of)):
+    for place, output in _answers(network, pieces, void, cut, batch, progress):
         if raw is None:
-            raw = output.new_empty(len(place_of), *output.shape)
-        raw[place_of[piece]] = output
+            raw = output.new_empty(total, *output.shape)
+        raw[place] = output
     if raw is None:
-        defaults = len(default_boxes_of(spec, tiles.size_zyx))
+        defaults = len(default_boxes_of(spec, tiles_of(tuple(image.shape), spec).size_zyx))
         width = 2 * spec.dimensions + spec.num_classes
-        raw = torch.zeros(len(place_of), defaults, width, device=image.device)
-    for corner in void:
-        raw[place_of[corner]] = 0
-        raw[place_of[corner], :, 2 * spec.dimensions + 1 :] = _NEVER
-    if void:
-        progress(len(place_of), len(place_of))
+        raw = torch.zeros(total, defaults, width, device=image.device)
+    raw[list(void)] = 0
+    raw[list(void), :, 2 * spec.dimensions + 1 :] = _NEVER
     return raw
+
+
+def _for_the_best_boxes(image: Tensor, network, spec: Spec, batch: int, progress) -> Picked:
+    """What is picked of each tile or slice, right after the network: all it says is a thousand
+    times as much."""
+    pieces, void, cut = _pieces(image, spec)
+    picked = []
+    for place, output in _answers(network, pieces, void, cut, batch, progress):
+        if not picked:
+            _check_boxes(output[None], spec, tuple(image.shape), "")
+        picked.append(pick(output[None], spec, place))
+    if not picked:
+        return pick(_for_boxes(image, network, spec, batch, progress)[:1], spec)
+    return Picked(*map(torch.cat, zip(*picked, strict=True)))
+
+
+def _pieces(image: Tensor, spec: Spec) -> tuple[dict[int, Any], dict[int, Any], Callable]:
+    """Tiles or slices to see by their number, those that are void, and what cuts one."""
+    if spec.dimensions == 2:
+        cut = partial(_with_neighbours, image, spec.slices)
+        return {z: z for z in range(image.shape[0])}, {}, cut
+    tiles = tiles_of(tuple(image.shape), spec)
+    padded = tiles.extended(image)
+    seen, void = map(set, seen_and_void(padded, tiles))
+    by_number = dict(enumerate(tiles.corners))
+    return (
+        {number: corner for number, corner in by_number.items() if corner in seen},
+        {number: corner for number, corner in by_number.items() if corner in void},
+        lambda corner: padded[tiles.window(corner)][None],
+    )
+
+
+def _answers(network, pieces, void, cut, batch: int, progress) -> Iterator[tuple[int, Tensor]]:
+    """The number of each piece and what the network said of it."""
+    total = len(pieces) + len(void)
+    said = answers(network, list(pieces.values()), cut, batch, progress, total)
+    for number, (_, output) in zip(pieces, said, strict=True):
+        yield number, output
+    if void:
+        progress(total, total)
 
 
 def _with_neighbours(image: Tensor, count: int, z: int) -> Tensor:
@@ -162,5 +191,5 @@ TASKS = {
         partial(_check_logits, one_logit_is_a_sigmoid=False),
         classification.decode,
     ),
-    "detection": Task(_for_boxes, "boxes", 3, _check_boxes, detection.decode),
+    "detection": Task(_for_boxes, "boxes", 3, _check_boxes, detection.decode, _for_the_best_boxes),
 }

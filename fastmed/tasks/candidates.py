@@ -24,6 +24,24 @@ _OF_A_SCAN = 4_000  # boxes that all tiles bring in 3 dimensions, each from as m
 # it; by this much each looks beyond its own, and the double goes as any lesser of two that overlap.
 _BEYOND_VOXELS = 1.0
 _NONE = -1.0
+_ROUNDING = 1e-3  # by which the odds of a score may be off
+
+
+class Picked(NamedTuple):
+    """The boxes that a network is most sure of in each of T tiles or slices, its codes not decoded.
+
+    codes: [T, n, 2K] float32. odds: [T, n], the logarithm of the odds of the label. place: [T, n]
+        int64, which default box of the tile. labels: [T, n] int64, the spec's values. image: [T]
+        int64, which tile or slice of the scan.
+    finite: bool [T], whether all scores were finite, of the tile and of those picked with it.
+    """
+
+    codes: Tensor
+    odds: Tensor
+    place: Tensor
+    labels: Tensor
+    image: Tensor
+    finite: Tensor
 
 
 class Candidates(NamedTuple):
@@ -61,11 +79,30 @@ def default_boxes_of(spec: Spec, size_zyx: tuple[int, int, int] | None = None) -
     )
 
 
-def candidates(raw: Tensor, spec: Spec, shape_zyx: tuple[int, int, int]) -> Candidates:
+def pick(raw: Tensor, spec: Spec, first: int = 0) -> Picked:
+    """Keeps of each tile or slice, for each label, what the network is most sure of.
+
+    raw: [T, N, 2K + classes], tiles (`tiles_of` the grid's shape) or slices from the one numbered
+        `first` on: for each default box its code, then one logit per class, whose softmax is the
+        score.
+    """
+    code = 2 * spec.dimensions
+    odds = _log_odds(raw[..., code:])  # [T, labels, N]
+    # NaN shows in the extremes as infinity does.
+    finite = torch.stack(odds.aminmax()).isfinite().all().expand(len(raw))
+    odds, place = _most_likely(odds, spec.detection.score_threshold)
+    labels = torch.arange(1, spec.num_classes, device=raw.device)[:, None].expand_as(place)
+    odds, place, labels = (each.flatten(1) for each in (odds, place, labels))
+    codes = raw[..., :code].gather(1, place[..., None].expand(-1, -1, code))
+    image = torch.arange(first, first + len(raw), device=raw.device)
+    return Picked(codes, odds, place, labels, image, finite)
+
+
+def candidates(said: Tensor | Picked, spec: Spec, shape_zyx: tuple[int, int, int]) -> Candidates:
     """Decodes what a network said and keeps the best boxes.
 
-    raw: [T, N, 2K + classes], T tiles (`tiles_of` the grid's shape) or slices: for each default
-        box its code, then one logit per class, whose softmax is the score.
+    said: the network's raw answers as `pick` takes them, of all tiles or slices; or what it picked
+        from them, without the tiles in which there is nothing.
 
     Of each tile and label the best by score, decoded; cut to the grid; those below the score
     threshold go; of those that overlap by more than the IoU threshold, per label (and slice), the
@@ -76,31 +113,29 @@ def candidates(raw: Tensor, spec: Spec, shape_zyx: tuple[int, int, int]) -> Cand
     (and one voxel beyond what that tile owns). The box around a cut finding has its centre nearer
     to the border than half of the overlap: where another tile is nearest, which saw it whole.
     """
-    axes = spec.dimensions
-    images, defaults_of_each, width = raw.shape
-    odds = _log_odds(raw[..., 2 * axes :])  # [T, labels, N]
-    finite = odds.isfinite().all()
-    odds, place = odds.topk(min(_OF_A_TILE, defaults_of_each), dim=-1)
-    scores = torch.sigmoid(odds)
-    labels = torch.arange(1, spec.num_classes, device=raw.device)[:, None].expand_as(scores)
-    image = torch.arange(images, device=raw.device)[:, None, None].expand_as(scores)
-    scores, place, labels, image = (each.flatten(1) for each in (scores, place, labels, image))
+    picked = said if isinstance(said, Picked) else pick(said, spec)
+    axes, finite, device = spec.dimensions, picked.finite.all(), picked.codes.device
+    codes, scores, place, labels = (
+        picked.codes,
+        torch.sigmoid(picked.odds),
+        picked.place,
+        picked.labels,
+    )
+    image = picked.image[:, None].expand_as(place)
     if axes == 3:
         most = math.ceil(_OF_A_SCAN * _redundancy(tiles_of(shape_zyx, spec)))
         scores, best = scores.reshape(1, -1).topk(min(most, scores.numel()), dim=1)
         place, labels, image = (each.reshape(-1)[best] for each in (place, labels, image))
-    rows = (image * defaults_of_each + place).flatten()
-    codes = raw.reshape(-1, width).index_select(0, rows)[:, : 2 * axes]
-    codes = codes.reshape(*place.shape, 2 * axes)
+        codes = codes.reshape(-1, 2 * axes)[best]
     finite = finite & codes.isfinite().all()
     if axes == 2:
-        defaults = default_boxes_of(spec).to(raw.device, non_blocking=True)
+        defaults = default_boxes_of(spec).to(device, non_blocking=True)
         found = box_space.decode(codes, defaults[place], box_space.WEIGHTS_2D)
         found = _within(found, shape_zyx)
         counts = torch.ones_like(scores, dtype=torch.bool)
     else:
         tiles = tiles_of(shape_zyx, spec)
-        defaults = default_boxes_of(spec, tiles.size_zyx).to(raw.device, non_blocking=True)
+        defaults = default_boxes_of(spec, tiles.size_zyx).to(device, non_blocking=True)
         found = box_space.decode(codes, defaults[place], box_space.WEIGHTS_3D)
         found = _within(_placed(found, image, tiles), shape_zyx)
         counts = _owned(found, image, tiles)
@@ -113,6 +148,29 @@ def candidates(raw: Tensor, spec: Spec, shape_zyx: tuple[int, int, int]) -> Cand
     scores, place = scores.topk(min(spec.detection.max_boxes, scores.shape[1]), dim=1)
     found = found.gather(1, place[..., None].expand(-1, -1, 2 * axes))
     return Candidates(found, scores, labels.gather(1, place), finite)
+
+
+def _most_likely(odds: Tensor, score_threshold: float) -> tuple[Tensor, Tensor]:
+    """The best of odds [T, labels, N] along N and their places, rows of at most _OF_A_TILE.
+
+    The host may wait for the CPU: it ranks those alone that can be above the threshold, mostly few;
+    the rest of a row is then -inf.
+    """
+    count = min(_OF_A_TILE, odds.shape[-1])
+    if odds.device.type != "cpu" or not 0 < score_threshold < 1:
+        return odds.topk(count, dim=-1)
+    least = math.log(score_threshold) - math.log1p(-score_threshold) - _ROUNDING
+    best = odds.new_full((*odds.shape[:-1], count), -torch.inf)
+    places = torch.zeros(best.shape, dtype=torch.int64)
+    rows = (each.flatten(0, 1) for each in (odds, best, places))
+    for row, into, place in zip(*rows, strict=True):
+        above = (row > least).nonzero()[:, 0]
+        found = row[above]
+        if len(above) > count:
+            found, order = found.topk(count)
+            above = above[order]
+        into[: len(found)], place[: len(found)] = found, above
+    return best, places
 
 
 def _log_odds(logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fastmed.findings import Box, Findings
 from fastmed.geometry import Geometry
 from fastmed.slice_boxes import join_slices
 from fastmed.spec import Spec
-from fastmed.tasks.candidates import candidates
+from fastmed.tasks.candidates import Picked, candidates
 from fastmed.volume import Volume
 
 # Slice boxes of one finding: a ball of 10 mm seen on slices 5 mm apart overlaps itself by 0.25 and
@@ -22,16 +22,18 @@ _JOINS_ABOVE_IOU = 0.1
 _SLICES_MISSED = 1
 
 
-def decode(raw: Tensor, grid: Geometry, volume: Volume, spec: Spec) -> Findings:
-    """Turns raw outputs [T, N, 2K + classes] on `grid` into boxes, by falling score.
+def decode(said: Tensor | Picked, grid: Geometry, volume: Volume, spec: Spec) -> Findings:
+    """Turns what a network said of the tiles or slices of `grid` into boxes, by falling score.
 
-    Those of a network of 2 dimensions are boxes on slices; where they overlap from slice to slice
+    said: its raw outputs [T, N, 2K + classes], or what was picked from them.
+
+    Boxes of a network of 2 dimensions are boxes on slices; where they overlap from slice to slice
     (IoU above 0.1, one slice without a box is allowed) they join into one, with the best score of
     its slices. The rest is said in `fastmed.tasks.candidates`.
 
     Raises SeriesError where what the network said is not finite.
     """
-    boxes, scores, labels = _on_the_host(raw, spec, grid.shape_zyx)
+    boxes, scores, labels = _on_the_host(said, spec, grid.shape_zyx)
     order = np.argsort(-scores, kind="stable")
     return Findings(
         series=volume.name,
@@ -46,9 +48,9 @@ def decode(raw: Tensor, grid: Geometry, volume: Volume, spec: Spec) -> Findings:
     )
 
 
-def _on_the_host(raw: Tensor, spec: Spec, shape_zyx) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _on_the_host(said, spec: Spec, shape_zyx) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes [n, 6] float64 in voxels of the grid, scores [n] and labels [n], in one transfer."""
-    found = candidates(raw, spec, shape_zyx)
+    found = candidates(said, spec, shape_zyx)
     each = (found.scores, found.labels, found.finite.expand_as(found.scores))
     columns = (found.boxes, *(column[..., None] for column in each))
     table = torch.cat([column.double() for column in columns], dim=-1).cpu().numpy()

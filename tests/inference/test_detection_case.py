@@ -236,6 +236,37 @@ def test_what_is_found_on_the_grid_of_a_tilted_scan_beside_the_scan_itself_is_no
         assert (index.min(axis=0) < np.array(geometry.shape_zyx) - 0.5).all()
 
 
+class Noise(nn.Module):
+    """Says of each image what only that image decides: many boxes, of all scores."""
+
+    def __init__(self, spec, labels=1):
+        super().__init__()
+        self.spec, self.labels = spec, labels
+
+    def forward(self, x):
+        defaults = default_boxes_of(self.spec, tuple(x.shape[-3:]))
+        width = 2 * self.spec.dimensions + 1 + self.labels
+        outputs = []
+        for image in x:
+            generator = torch.Generator().manual_seed(int(image.sum() * 1000) % 2**31)
+            outputs.append(torch.randn(len(defaults), width, generator=generator))
+        return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("spec", [NODULES, SLICES], ids=["tiles", "slices"])
+def test_a_call_picks_as_it_goes_and_finds_what_all_that_the_network_said_holds(spec, threshold):
+    volume = scan_of([(5, 5, 5, 13, 13, 11)], (30, 50, 60))
+    volume.voxels[:, :, 35:] = -1000  # void where it is tiles
+    detection = replace(spec.detection, score_threshold=threshold)
+    spec = replace(spec, detection=detection, labels=(Label(1, "a"), Label(2, "b")))
+    model = model_of(spec, network=Noise(spec, labels=2))
+    raw, grid = model.see(volume)
+    found, expected = model(volume).boxes, model.decode(raw, grid, volume).boxes
+    assert found == expected
+    assert (len(found) > 5) == (threshold < 1)
+
+
 class Fixed(nn.Module):
     def __init__(self, output):
         super().__init__()

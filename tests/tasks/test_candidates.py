@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastmed.spec import Detection, Label, Spec
+from fastmed.tasks.candidates import _most_likely as most_likely
 from fastmed.tasks.candidates import candidates
 
 SPEC = Spec(
@@ -36,3 +37,16 @@ def test_scores_are_the_softmax_of_the_logits_by_label(labels):
             of_label = of_label[of_label >= 0.05].sort(descending=True).values
             torch.testing.assert_close(scores[scores >= 0], of_label)
     assert bool(found.finite)
+
+
+@pytest.mark.parametrize("threshold", [0.001, 0.3, 0.9, 0.999])
+def test_the_most_likely_are_those_that_ranking_all_gives_down_to_the_threshold(threshold):
+    odds = torch.randn(3, 2, 5000, generator=torch.Generator().manual_seed(1)) * 2
+    odds[1, 0] = -9.0
+    best, places = most_likely(odds, threshold)
+    expected, at = odds.topk(400, dim=-1)
+    counts = expected.sigmoid() >= threshold
+    ranked = best.sort(dim=-1, descending=True)
+    torch.testing.assert_close(ranked.values[counts], expected[counts], rtol=0, atol=0)
+    assert torch.equal(places.gather(-1, ranked.indices)[counts], at[counts])
+    assert (ranked.values[~counts].sigmoid() < threshold).all()
