@@ -49,9 +49,10 @@ def _plain_nodules(test: Path) -> float:
 
 PLANS = {
     "liver-unet3d": Plan(
-        "liver", 48, 12,
-        ("grid.spacing_mm_zyx=[4,4,4]", "tiles.size_zyx=[32,80,96]", "sampling.samples_per_case=4",
-         "loop.epochs=14", "optimiser.learning_rate=2e-3", "optimiser.warmup_steps=30"),
+        "liver", 160, 12,
+        ("grid.spacing_mm_zyx=[4,4,4]", "tiles.size_zyx=[32,80,96]", "sampling.samples_per_case=2",
+         "loop.epochs=10", "loop.validate_every=2", "loop.shares=[0.84,0.08,0.08]",
+         "optimiser.learning_rate=2e-3", "optimiser.warmup_steps=30"),
         baseline=threshold_baseline.liver,
     ),
     "lung-resnet3d": Plan(
@@ -67,7 +68,7 @@ PLANS = {
     ),
     "nodule-ssd3d": Plan(
         "nodules", 160, 45,
-        ("loop.epochs=16", "loop.validate_every=4", "loop.shares=[0.9,0.05,0.05]",
+        ("loop.epochs=26", "loop.validate_every=6", "loop.shares=[0.9,0.05,0.05]",
          "sampling.samples_per_case=4"),
         goal=("cpm", 0.90), baseline=_plain_nodules, most=lambda score: score / 2,
     ),
