@@ -71,10 +71,7 @@ class Model:
         where the network returns what is not finite: it never becomes an answer.
         """
         clock = clock or StageClock()
-        task = TASKS[self.spec.task]
-        said, grid = self._see(task.brief or task.look, volume, clock, progress)
-        if task.brief is None:
-            self._check(said, grid, clock)
+        said, grid = self.see(volume, clock=clock, progress=progress, brief=True)
         return self.decode(said, grid, volume, clock=clock)
 
     def see(
@@ -83,20 +80,17 @@ class Model:
         *,
         clock: StageClock | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> tuple[Tensor, Geometry]:
+        brief: bool = False,
+    ) -> tuple[Any, Geometry]:
         """The first half of a call: what the network said of a scan, and the grid that it saw.
 
         Logits are [classes, D, H, W] of a segmentation and [classes] of a classification, checked
         to be finite. Of a detection they are raw outputs [T, N, 2K + classes] of T tiles, or of D
         slices (`fastmed.tasks.candidates`): `decode` checks those, so that on CUDA the host need
-        not wait here. Raises SeriesError as a call does.
+        not wait here; with `brief` they are only what `decode` needs, `Picked` tile by tile. Raises
+        SeriesError as a call does.
         """
         clock = clock or StageClock()
-        logits, grid = self._see(TASKS[self.spec.task].look, volume, clock, progress)
-        self._check(logits, grid, clock)
-        return logits, grid
-
-    def _see(self, look, volume: Volume, clock: StageClock, progress) -> tuple[Any, Geometry]:
         task = TASKS[self.spec.task]
         with clock("resample"):
             image, grid = to_grid(volume, self.spec, self.engine.device)
@@ -117,15 +111,16 @@ class Model:
 
         on_cuda = self.engine.device.startswith("cuda")
         batch = self.batch or (_CUDA_BATCHES[self.spec.dimensions] if on_cuda else 1)
+        is_brief = brief and task.brief is not None
+        look = task.brief if is_brief else task.look
         said = look(image, network, self.spec, batch, progress)
         clock.seconds["network"] = clock.seconds.get("network", 0.0) + network_seconds
         stitch = time.perf_counter() - started - network_seconds
         clock.seconds["stitch"] = clock.seconds.get("stitch", 0.0) + stitch
+        if not is_brief:
+            with clock("decode"):
+                task.check(said, self.spec, grid.shape_zyx, self.engine.name)
         return said, grid
-
-    def _check(self, logits: Tensor, grid: Geometry, clock: StageClock) -> None:
-        with clock("decode"):
-            TASKS[self.spec.task].check(logits, self.spec, grid.shape_zyx, self.engine.name)
 
     def decode(
         self, logits: Tensor, grid: Geometry, volume: Volume, *, clock: StageClock | None = None
