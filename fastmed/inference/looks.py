@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmed.boxes import boxes_per_level
 from fastmed.errors import SeriesError
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
@@ -19,6 +20,7 @@ from fastmed.tasks import classification, detection, segmentation
 from fastmed.tasks.candidates import Picked, default_boxes_of, pick, tiles_of
 from fastmed.volume import Volume
 
+_PICKED_AT_ONCE = 16  # tiles: of each alone a dozen small calls take longer than their work
 _NEVER = -1e4  # the logit of each label where there is nothing to see: its softmax is 0
 
 
@@ -71,59 +73,65 @@ def _for_boxes(image: Tensor, network, spec: Spec, batch: int, progress) -> Tens
 
     A void tile (`seen_and_void`) never meets the network: nothing is found there.
     """
-    pieces, void, cut = _pieces(image, spec)
-    total = len(pieces) + len(void)
+    seen, void, cut = _pieces(image, spec)
+    total = len(seen) + len(void)
     raw: Tensor | None = None
-    for place, output in _answers(network, pieces, void, cut, batch, progress):
+    for number, output in _said_of(seen, total, network, cut, batch, progress):
         if raw is None:
             raw = output.new_empty(total, *output.shape)
-        raw[place] = output
+        raw[number] = output
     if raw is None:
         defaults = len(default_boxes_of(spec, tiles_of(tuple(image.shape), spec).size_zyx))
         width = 2 * spec.dimensions + spec.num_classes
         raw = torch.zeros(total, defaults, width, device=image.device)
-    raw[list(void)] = 0
-    raw[list(void), :, 2 * spec.dimensions + 1 :] = _NEVER
+    raw[void] = 0
+    raw[void, :, 2 * spec.dimensions + 1 :] = _NEVER
     return raw
 
 
 def _for_the_best_boxes(image: Tensor, network, spec: Spec, batch: int, progress) -> Picked:
-    """What is picked of each tile or slice, right after the network: all it says is a thousand
-    times as much."""
-    pieces, void, cut = _pieces(image, spec)
-    picked = []
-    for place, output in _answers(network, pieces, void, cut, batch, progress):
-        if not picked:
+    """What is picked of each tile or slice soon after the network: all it says is a thousand times
+    as much."""
+    seen, void, cut = _pieces(image, spec)
+    picked: list[Picked] = []
+    waiting: Tensor | None = None
+    numbers: list[int] = []
+    for number, output in _said_of(seen, len(seen) + len(void), network, cut, batch, progress):
+        if waiting is None:
             _check_boxes(output[None], spec, tuple(image.shape), "")
-        picked.append(pick(output[None], spec, place))
-    if not picked:
-        return pick(_for_boxes(image, network, spec, batch, progress)[:1], spec)
+            waiting = output.new_empty(min(_PICKED_AT_ONCE, len(seen)), *output.shape)
+        waiting[len(numbers)] = output
+        numbers.append(number)
+        if len(numbers) == len(waiting):
+            picked.append(pick(waiting, spec, numbers))
+            numbers = []
+    if waiting is None:
+        return pick(_for_boxes(image, network, spec, batch, progress), spec)
+    if numbers:
+        picked.append(pick(waiting[: len(numbers)], spec, numbers))
     return Picked(*map(torch.cat, zip(*picked, strict=True)))
 
 
-def _pieces(image: Tensor, spec: Spec) -> tuple[dict[int, Any], dict[int, Any], Callable]:
-    """Tiles or slices to see by their number, those that are void, and what cuts one."""
+def _pieces(image: Tensor, spec: Spec) -> tuple[dict[int, Any], list[int], Callable]:
+    """Tiles or slices to see by their number, the numbers of the void ones, and what cuts one."""
     if spec.dimensions == 2:
         cut = partial(_with_neighbours, image, spec.slices)
-        return {z: z for z in range(image.shape[0])}, {}, cut
+        return {z: z for z in range(image.shape[0])}, [], cut
     tiles = tiles_of(tuple(image.shape), spec)
     padded = tiles.extended(image)
-    seen, void = map(set, seen_and_void(padded, tiles))
-    by_number = dict(enumerate(tiles.corners))
-    return (
-        {number: corner for number, corner in by_number.items() if corner in seen},
-        {number: corner for number, corner in by_number.items() if corner in void},
-        lambda corner: padded[tiles.window(corner)][None],
-    )
+    corners, _ = seen_and_void(padded, tiles)
+    number_of = {corner: number for number, corner in enumerate(tiles.corners)}
+    seen = {number_of[corner]: corner for corner in corners}
+    void = sorted(set(number_of.values()) - set(seen))
+    return seen, void, lambda corner: padded[tiles.window(corner)][None]
 
 
-def _answers(network, pieces, void, cut, batch: int, progress) -> Iterator[tuple[int, Tensor]]:
-    """The number of each piece and what the network said of it."""
-    total = len(pieces) + len(void)
-    said = answers(network, list(pieces.values()), cut, batch, progress, total)
-    for number, (_, output) in zip(pieces, said, strict=True):
+def _said_of(seen, total: int, network, cut, batch: int, progress) -> Iterator[tuple[int, Tensor]]:
+    """The number of each piece and what the network said of it, valid until the next is asked."""
+    said = answers(network, list(seen.values()), cut, batch, progress, total)
+    for number, (_, output) in zip(seen, said, strict=True):
         yield number, output
-    if void:
+    if len(seen) < total:
         progress(total, total)
 
 
@@ -166,8 +174,9 @@ def _check_boxes(raw: Tensor, spec: Spec, shape_zyx, engine: str) -> None:
     if spec.dimensions == 2:
         expected, entry = len(default_boxes_of(spec)), "[grid] size_zyx (SSD300 sees 300 x 300)"
     else:
-        tile = tiles_of(shape_zyx, spec).size_zyx
-        expected = len(default_boxes_of(spec, tile))
+        tile, detection = tiles_of(shape_zyx, spec).size_zyx, spec.detection
+        per_place = len(detection.diameters_mm[0])
+        expected = sum(boxes_per_level(tile, detection.strides, per_place))
         entry = f"[detection] strides and diameters_mm, on a tile of {tile}"
     if raw.shape[1] != expected:
         raise SeriesError(

@@ -127,12 +127,13 @@ def _knot(rng, scene: Scene, taken: Taken) -> None:
 
 
 def feed(rng, scene: Scene, taken: Taken, centre: np.ndarray, radius_mm: float) -> None:
-    """Leads two or three vessels into a nodule of that radius, each a third to a half as wide."""
+    """Leads up to three vessels into a nodule of that radius, each a third to a half as wide; none
+    of them touches what else is taken."""
+    others = [(at, radius) for at, radius in taken if (at != centre).any()]
     value = rng.uniform(0, 110)
     for tube in _rays(
         rng, centre, rng.integers(2, 4), radius_mm * rng.uniform(0.33, 0.5), radius_mm + 14
     ):
-        others = [(at, radius) for at, radius in taken if (at != centre).any()]
         course = np.linspace(tube.start, tube.end, 5)
         if is_free(others, course, tube.start_radius + 2):
             lay_tubes(scene, [tube], value)

@@ -7,6 +7,7 @@ host never waits between the network and the last box.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -79,12 +80,12 @@ def default_boxes_of(spec: Spec, size_zyx: tuple[int, int, int] | None = None) -
     )
 
 
-def pick(raw: Tensor, spec: Spec, first: int = 0) -> Picked:
+def pick(raw: Tensor, spec: Spec, numbers: Sequence[int] | None = None) -> Picked:
     """Keeps of each tile or slice, for each label, what the network is most sure of.
 
-    raw: [T, N, 2K + classes], tiles (`tiles_of` the grid's shape) or slices from the one numbered
-        `first` on: for each default box its code, then one logit per class, whose softmax is the
-        score.
+    raw: [T, N, 2K + classes], tiles (`tiles_of` the grid's shape) or slices: for each default box
+        its code, then one logit per class, whose softmax is the score. numbers: which tiles or
+        slices of the scan they are; None takes them for all.
     """
     code = 2 * spec.dimensions
     odds = _log_odds(raw[..., code:])  # [T, labels, N]
@@ -94,7 +95,8 @@ def pick(raw: Tensor, spec: Spec, first: int = 0) -> Picked:
     labels = torch.arange(1, spec.num_classes, device=raw.device)[:, None].expand_as(place)
     odds, place, labels = (each.flatten(1) for each in (odds, place, labels))
     codes = raw[..., :code].gather(1, place[..., None].expand(-1, -1, code))
-    image = torch.arange(first, first + len(raw), device=raw.device)
+    image = torch.tensor(range(len(raw)) if numbers is None else numbers)
+    image = image.to(raw.device, non_blocking=True)
     return Picked(codes, odds, place, labels, image, finite)
 
 
@@ -160,17 +162,16 @@ def _most_likely(odds: Tensor, score_threshold: float) -> tuple[Tensor, Tensor]:
     if odds.device.type != "cpu" or not 0 < score_threshold < 1:
         return odds.topk(count, dim=-1)
     least = math.log(score_threshold) - math.log1p(-score_threshold) - _ROUNDING
-    best = odds.new_full((*odds.shape[:-1], count), -torch.inf)
+    rows = odds.flatten(0, 1)
+    row, place = (rows > least).nonzero(as_tuple=True)
+    filled = row.bincount(minlength=len(rows))
+    if filled.max() > count:
+        return odds.topk(count, dim=-1)
+    column = torch.arange(len(row)) - (filled.cumsum(0) - filled)[row]
+    best = rows.new_full((len(rows), count), -torch.inf)
     places = torch.zeros(best.shape, dtype=torch.int64)
-    rows = (each.flatten(0, 1) for each in (odds, best, places))
-    for row, into, place in zip(*rows, strict=True):
-        above = (row > least).nonzero()[:, 0]
-        found = row[above]
-        if len(above) > count:
-            found, order = found.topk(count)
-            above = above[order]
-        into[: len(found)], place[: len(found)] = found, above
-    return best, places
+    best[row, column], places[row, column] = rows[row, place], place
+    return best.view(*odds.shape[:-1], count), places.view(*odds.shape[:-1], count)
 
 
 def _log_odds(logits: Tensor) -> Tensor:
