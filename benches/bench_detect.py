@@ -97,7 +97,7 @@ class Replaced:
 
     def __call__(self, tiles: Tensor) -> Tensor:
         shape = self._engine(tiles).shape
-        answer = self._raw[self.tile : self.tile + 1]
+        answer = self._raw[self.tile : self.tile + 1].clone()  # as warm as a network's own
         assert answer.shape == shape, f"the network answers {list(shape)}"
         self.tile += 1
         return answer
