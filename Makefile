@@ -73,6 +73,7 @@ lint: $(READY)
 bench: bench-kernels
 	$(PYTHON) benches/bench_infer.py
 	$(PYTHON) benches/bench_train.py
+	$(PYTHON) benches/bench_detect.py
 
 # With MEMORY=kept, malloc keeps what is freed, for kernels and rivals alike, as in a process that has long been running.
 KEPT := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def _for_the_best_boxes(image: Tensor, network, spec: Spec, batch: int, progress
         if waiting is None:
             _check_boxes(output[None], spec, tuple(image.shape), "")
             waiting = output.new_empty(min(_PICKED_AT_ONCE, len(seen)), *output.shape)
-        waiting[len(numbers)] = output
+        _store(output, waiting[len(numbers)])
         numbers.append(number)
         if len(numbers) == len(waiting):
             picked.append(pick(waiting, spec, numbers))
@@ -110,6 +111,14 @@ def _for_the_best_boxes(image: Tensor, network, spec: Spec, batch: int, progress
     if numbers:
         picked.append(pick(waiting[: len(numbers)], spec, numbers))
     return Picked(*map(torch.cat, zip(*picked, strict=True)))
+
+
+def _store(output: Tensor, slot: Tensor) -> None:
+    if output.device.type == "cpu":
+        # torch would wake its threads for each tile, which takes longer than the copy.
+        np.copyto(slot.numpy(), output.numpy())
+    else:
+        slot.copy_(output)
 
 
 def _pieces(image: Tensor, spec: Spec) -> tuple[dict[int, Any], list[int], Callable]:
