@@ -133,8 +133,10 @@ class _Halve(nn.Module):
         self.norm = nn.GroupNorm(8, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Padded always: an even size does not reach the plane, and a free size needs no question.
-        return F.relu(self.norm(self.conv(F.pad(x, (0, 1, 0, 1, 0, 1)))), inplace=True)
+        # An even size does not reach the plane; a free one, whose size nobody knows, has it always.
+        if torch.compiler.is_compiling() or any(n % 2 for n in x.shape[2:]):
+            x = F.pad(x, (0, 1, 0, 1, 0, 1))
+        return F.relu(self.norm(self.conv(x)), inplace=True)
 
 
 class _Block(nn.Module):
