@@ -18,11 +18,11 @@ def add_distractors(rng: np.random.Generator, scene: Scene, taken: Taken) -> Non
         (_stub, 18, 30),
         (_swelling, 6, 12),
         (_knot, 8, 16),
-        (_lentil, 5, 10),
+        (_lentil, 4, 8),
         (_plate, 5, 10),
         (_plaque, 5, 10),
-        (_wall, 2, 5),
-        (_cyst, 3, 8),
+        (_wall, 4, 8),
+        (_cyst, 6, 12),
         (_scar, 1, 4),
         (_haze, 0, 3),
     ):
@@ -86,13 +86,13 @@ def _course(rng, centre, length_mm: float, pieces: int, bend: float) -> np.ndarr
 
 
 def _stub(rng, scene: Scene, taken: Taken) -> None:
-    """A short thick rod, as a bronchus full of mucus or a vessel seen alone: 2 to 4.5 times as
+    """A short thick rod, as a bronchus full of mucus or a vessel seen alone: 2.5 to 4.5 times as
     long as it is wide."""
     centre = find_place(rng, scene, lambda at: scene.lungs[at] > 4)
     if centre is None:
         return
     radius = rng.uniform(1.6, 4.2)
-    points = _course(rng, centre, 2 * radius * rng.uniform(1.2, 3.6), 2, 0.25)
+    points = _course(rng, centre, 2 * radius * rng.uniform(1.5, 3.6), 2, 0.25)
     if not is_free(taken, points, 2 * radius + 4):
         return
     a, b, c = radius * rng.uniform(0.8, 1.1, 3)
@@ -112,7 +112,7 @@ def _swelling(rng, scene: Scene, taken: Taken) -> None:
     radius = rng.uniform(1.3, 3.2)
     if not is_free(taken, points, 8):
         return
-    radii = radius * np.array([0.9, 1, rng.uniform(1.3, 1.7), 1, 0.8])
+    radii = radius * np.array([0.9, 1, rng.uniform(1.2, 1.5), 1, 0.8])
     pairs = zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True)
     lay_tubes(scene, [Tube(*pair) for pair in pairs], rng.uniform(0, 110))
 
@@ -154,13 +154,13 @@ def _rays(rng, centre, count: int, radius_mm: float, length_mm: float) -> list[T
 
 
 def _lentil(rng, scene: Scene, taken: Taken) -> None:
-    """A lymph node within the lung: as wide as a nodule, less than half as thick."""
+    """A lymph node within the lung: as wide as a nodule, a third as thick or less."""
     centre = find_place(rng, scene, lambda at: scene.lungs[at] > 5)
     width = rng.uniform(8, 15)
     if centre is None or not is_free(taken, centre[None], width / 2 + 4):
         return
     turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-    sides = width / 2 * np.array([1.0, rng.uniform(0.85, 1.1), rng.uniform(0.33, 0.42)])
+    sides = width / 2 * np.array([1.0, rng.uniform(0.85, 1.1), rng.uniform(0.25, 0.36)])
     box, (x, y, z) = scene.box(centre, width / 2 + 4)
     along = (row[0] * x + row[1] * y + row[2] * z for row in turn)
     away = np.sqrt(sum((a / side) ** 2 for a, side in zip(along, sides, strict=True)))
