@@ -15,14 +15,14 @@ Taken = list[tuple[np.ndarray, float]]  # centres (x, y, z in LPS mm) and radii 
 def add_distractors(rng: np.random.Generator, scene: Scene, taken: Taken) -> None:
     """Draws them into the scene's HU, in every scan alike and clear of the spheres `taken`."""
     for draw, few, many in (
-        (_stub, 18, 30),
-        (_swelling, 6, 12),
+        (_stub, 5, 10),
+        (_swelling, 4, 8),
         (_knot, 8, 16),
-        (_lentil, 4, 8),
-        (_plate, 5, 10),
-        (_plaque, 5, 10),
-        (_wall, 4, 8),
-        (_cyst, 6, 12),
+        (_lentil, 2, 4),
+        (_plate, 3, 6),
+        (_plaque, 3, 5),
+        (_wall, 2, 4),
+        (_cyst, 2, 5),
         (_scar, 1, 4),
         (_haze, 0, 3),
     ):
@@ -86,13 +86,13 @@ def _course(rng, centre, length_mm: float, pieces: int, bend: float) -> np.ndarr
 
 
 def _stub(rng, scene: Scene, taken: Taken) -> None:
-    """A short thick rod, as a bronchus full of mucus or a vessel seen alone: 2.5 to 4.5 times as
+    """A short thick rod, as a bronchus full of mucus or a vessel seen alone: 3 to 4.5 times as
     long as it is wide."""
     centre = find_place(rng, scene, lambda at: scene.lungs[at] > 4)
     if centre is None:
         return
     radius = rng.uniform(1.6, 4.2)
-    points = _course(rng, centre, 2 * radius * rng.uniform(1.5, 3.6), 2, 0.25)
+    points = _course(rng, centre, 2 * radius * rng.uniform(2.0, 3.6), 2, 0.25)
     if not is_free(taken, points, 2 * radius + 4):
         return
     a, b, c = radius * rng.uniform(0.8, 1.1, 3)
@@ -127,12 +127,12 @@ def _knot(rng, scene: Scene, taken: Taken) -> None:
 
 
 def feed(rng, scene: Scene, taken: Taken, centre: np.ndarray, radius_mm: float) -> None:
-    """Leads up to three vessels into a nodule of that radius, each a third to a half as wide; none
+    """Leads up to three vessels into a nodule of that radius, each a fifth to a third as wide; none
     of them touches what else is taken."""
     others = [(at, radius) for at, radius in taken if (at != centre).any()]
     value = rng.uniform(0, 110)
     for tube in _rays(
-        rng, centre, rng.integers(2, 4), radius_mm * rng.uniform(0.33, 0.5), radius_mm + 14
+        rng, centre, rng.integers(2, 4), radius_mm * rng.uniform(0.2, 0.33), radius_mm + 14
     ):
         course = np.linspace(tube.start, tube.end, 5)
         if is_free(others, course, tube.start_radius + 2):

@@ -24,7 +24,7 @@ from fastmed.volume import Volume
 KINDS = ("solid", "part-solid", "ground-glass")
 _LEAST_MM = {"solid": 4.2, "part-solid": 7.0, "ground-glass": 6.5}
 _MOST_MM = 19.5
-_FED = 0.7  # share of the dense nodules that vessels lead into
+_FED = 0.5  # share of the dense nodules that vessels lead into
 _GAP_MM = 5.0  # between two nodules
 _VESSEL_HU = -500.0  # what is denser inside a real lung
 
@@ -46,12 +46,12 @@ class NoduleScan:
 def nodule_chest(geometry: Geometry, seed: int, *, count: int) -> NoduleScan:
     """Makes one synthetic CT of the chest with `count` nodules of 4 to 20 mm.
 
-    Half are solid, the rest part-solid (from 7 mm on) or ground glass (from 6.5 mm); some stand
-    alone, some lean on a vessel or on the pleura, and vessels lead into most of the dense ones. As
-    dense and as wide as they are vessels, where they cross too, rods, lentils, plates, plaques on
-    the pleura, cysts, widened bronchi and scars, in every scan alike; what tells a nodule is a body
-    round in all three directions, full, and wider than what leads into it. Where no room is left
-    there are fewer.
+    Of each kind there are as many: solid, part-solid (from 7 mm on), ground glass (from 6.5 mm).
+    Some stand alone, some lean on a vessel or on the pleura, and vessels lead into half of the
+    dense ones. As dense and as wide are vessels, where they cross too, rods, lentils, plates,
+    plaques on the pleura, cysts, widened bronchi and scars, in every scan alike; what tells a
+    nodule is a body round in all three directions, full, and wider than what leads into it. Where
+    no room is left there are fewer.
 
     geometry: an upright grid in LPS mm, the patient's axis through x = y = 0, diaphragm near
         z = -90, tips of the lungs near z = 120.
@@ -64,7 +64,7 @@ def nodule_chest(geometry: Geometry, seed: int, *, count: int) -> NoduleScan:
     taken: Taken = []
     planned = []
     for _ in range(count):
-        kind = str(wanted.choice(KINDS, p=(0.5, 0.25, 0.25)))
+        kind = str(wanted.choice(KINDS))
         diameter = _diameter(wanted, kind)
         centre = _place(wanted, scene, body.vessels, body.tubes, diameter, taken)
         if centre is not None:
@@ -137,7 +137,7 @@ def insert(volume: Volume, lungs: np.ndarray, seed: int, *, count: int) -> Nodul
     taken: Taken = []
     nodules = []
     for _ in range(count):
-        kind = str(rng.choice(KINDS, p=(0.5, 0.25, 0.25)))
+        kind = str(rng.choice(KINDS))
         diameter = max(_diameter(rng, kind), coarse_mm)
         centre = _place(rng, scene, vessels, [], diameter, taken)
         if centre is None:
