@@ -18,6 +18,7 @@ TINY_3D = (
     "detection.diameters_mm=[[12.0],[20.0]]",
     "grid.spacing_mm_zyx=[2.0,2.0,2.0]",
     "tiles.size_zyx=[16,16,16]",
+    "sampling.patch_zyx=[16,16,16]",
     "sampling.samples_per_case=2",
     "loop.shares=[0.5,0.25,0.25]",
     "loop.batch_size=2",
