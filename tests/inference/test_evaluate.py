@@ -1,4 +1,4 @@
-"""Evaluate, segmentation: world space, pairs by name, and nothing scored that is not a pair."""
+"""Evaluate, segmentation: world space, and nothing scored that is not what it seems."""
 
 import json
 import math
@@ -6,52 +6,19 @@ import math
 import nibabel
 import numpy as np
 import pytest
+from evaluations import GRID, PREDICTION, SHAPE, TRUTH, evaluate, infer_result, one_pair, write
 from PIL import Image
 
 import fastmed
 from fastmed.cli import main
 from fastmed.errors import FastmedError, UsageError
-from fastmed.findings import Findings, measure_masks
 from fastmed.geometry import Geometry
 from fastmed.inference.label_codes import parse_labels
-from fastmed.spec import Label
-from fastmed.volume import Volume
-from fastmed.writers.nifti import write_labels
-from fastmed.writers.tables import write_findings_json
-
-SHAPE = (8, 10, 12)
-GRID = Geometry.from_spacing(SHAPE, (4.0, 2.0, 1.0), (10.0, 20.0, -30.0))
-TRUTH = np.zeros(SHAPE, np.uint8)
-TRUTH[2:6, 2:6, 2:8] = 1
-PREDICTION = np.zeros(SHAPE, np.uint8)
-PREDICTION[2:6, 2:6, 4:10] = 1  # of 6 columns 4 are right: Dice 2/3, IoU 1/2
-
-
-def write(path, labels, geometry=GRID):
-    """A label map on its own."""
-    write_labels(Findings("s", "s", "m", geometry, labels, ()), path)
-    return path
-
-
-def infer_result(folder, name, labels, geometry=GRID, names=("liver",), source=""):
-    """What `fastmed infer` writes for one scan."""
-    classes = tuple(Label(k, label) for k, label in enumerate(names, 1))
-    masks = measure_masks(Volume(labels.astype(np.int16), geometry), labels, classes)
-    findings = Findings(name, source or name, "m", geometry, labels, classes, masks)
-    write_labels(findings, folder / "series" / name / "labels.nii.gz")
-    write_findings_json(findings, folder / "series" / name / "findings.json")
-
-
-def evaluate(predictions, truth, **options):
-    return fastmed.evaluate(predictions, truth, task="segmentation", quiet=True, **options)
 
 
 @pytest.fixture
 def files(tmp_path):
-    """The folder of one prediction and the folder of its truth."""
-    write(tmp_path / "p" / "a.nii.gz", PREDICTION)
-    write(tmp_path / "t" / "a.nii.gz", TRUTH)
-    return tmp_path / "p", tmp_path / "t"
+    return one_pair(tmp_path)
 
 
 def test_a_literal_case(files):
@@ -170,101 +137,6 @@ def test_no_common_voxel_is_an_error_and_no_score(files):
     assert "they have no voxel in common" in problem
     with pytest.raises(FastmedError, match="no voxel in common"):
         evaluate(files[0] / "b.nii.gz", files[1] / "b.nii.gz")
-
-
-def test_what_has_no_partner_is_named_on_either_side(files):
-    write(files[0] / "b.nii.gz", TRUTH)
-    write(files[1] / "c.nii.gz", TRUTH)
-    found = evaluate(*files)
-    assert found.exit_status == 1
-    assert [p.split("/")[-1] for p in found.problems] == [
-        "b.nii.gz: no truth is named b", "c.nii.gz: no prediction is named c",
-    ]  # fmt: skip
-    assert list(found.scores["per_case"]) == ["a"]
-
-
-def test_files_are_paired_by_name_and_never_by_their_order(tmp_path):
-    for name in "ab":
-        write(tmp_path / "p" / f"{name}.nii.gz", PREDICTION)
-    for name in "bc":
-        write(tmp_path / "t" / f"{name}.nii.gz", TRUTH)
-    assert list(evaluate(tmp_path / "p", tmp_path / "t").scores["per_case"]) == ["b"]
-    with pytest.raises(FastmedError, match="no prediction has the name of a truth"):
-        evaluate(tmp_path / "p" / "a.nii.gz", tmp_path / "t")
-
-
-NAMES = {  # name of the result folder: the truth's path
-    "a file": ("a.nii.gz", "a.nii.gz"),
-    "another container": ("a.mha", "a.nii.gz"),
-    "in folders": ("x__a.nii.gz", "x/a.nii.gz"),
-    "a series": ("1.2.840.5", "1.2.840.5.nii.gz"),
-    "nnU-Net": ("a_0000.nii.gz", "a.nii.gz"),
-    "case/ct and case/labels": ("a__ct.nii.gz", "a/labels.nii.gz"),
-    "case as a series": ("a", "a/labels.nii.gz"),
-}
-
-
-@pytest.mark.parametrize(("name", "truth"), NAMES.values(), ids=NAMES.keys())
-def test_results_of_infer_are_paired_with_their_truth(name, truth, tmp_path):
-    infer_result(tmp_path / "out", name, PREDICTION)
-    write(tmp_path / "t" / truth, TRUTH)
-    if truth.endswith("labels.nii.gz"):
-        write(tmp_path / "t" / "a" / "ct.nii.gz", TRUTH)
-    found = evaluate(tmp_path / "out", tmp_path / "t")
-    (case,) = found.scores["per_case"].values()
-    assert case["labels"]["liver"]["dice"] == pytest.approx(2 / 3)
-    assert found.exit_status == 0
-
-
-def test_one_result_and_one_truth_need_no_common_name(tmp_path):
-    infer_result(tmp_path / "out", "1.2.840.5", PREDICTION)
-    write(tmp_path / "t" / "other.nii.gz", TRUTH)
-    file = tmp_path / "out" / "series" / "1.2.840.5" / "labels.nii.gz"
-    assert list(evaluate(file, tmp_path / "t" / "other.nii.gz").scores["per_case"]) == ["1.2.840.5"]
-
-
-def test_a_dicom_series_is_paired_by_its_uid_or_else_by_its_folder(tmp_path):
-    for uid, source in (("1.2.1", "wards/a"), ("1.2.2", "b"), ("1.2.3", "two"), ("1.2.4", "two")):
-        infer_result(tmp_path / "out", uid, PREDICTION, source=source)
-    for truth in ("wards/a", "1.2.2", "1.2.3", "two"):
-        write(tmp_path / "t" / f"{truth}.nii.gz", TRUTH)
-    found = evaluate(tmp_path / "out", tmp_path / "t")
-    assert list(found.scores["per_case"]) == ["1.2.1", "1.2.2", "1.2.3"]
-    assert [p.split("/")[-1] for p in found.problems] == [
-        "labels.nii.gz: no truth is named 1.2.4", "two.nii.gz: no prediction is named two",
-    ]  # fmt: skip
-
-
-def test_findings_that_are_damaged_are_named(tmp_path):
-    infer_result(tmp_path / "out", "a", PREDICTION)
-    (tmp_path / "out" / "series" / "a" / "findings.json").write_text("{}")
-    write(tmp_path / "t" / "a.nii.gz", TRUTH)
-    with pytest.raises(FastmedError, match=r"findings\.json: not readable as findings"):
-        evaluate(tmp_path / "out", tmp_path / "t")
-
-
-def test_a_series_without_a_label_map_is_named(tmp_path):
-    infer_result(tmp_path / "out", "a.nii.gz", PREDICTION)
-    (tmp_path / "out" / "series" / "b.nii.gz").mkdir()
-    write(tmp_path / "t" / "a.nii.gz", TRUTH)
-    found = evaluate(tmp_path / "out", tmp_path / "t")
-    assert found.exit_status == 1
-    assert "b.nii.gz: it holds no labels.nii.gz" in found.problems[0]
-
-
-def test_a_preview_is_no_label_map(tmp_path):
-    preview = tmp_path / "out" / "series" / "a.png" / "preview.png"
-    preview.parent.mkdir(parents=True)
-    Image.new("L", (4, 4)).save(preview)
-    write(tmp_path / "t" / "a.nii.gz", TRUTH)
-    with pytest.raises(FastmedError, match=r"a\.png: it holds no labels\.nii\.gz"):
-        evaluate(tmp_path / "out", tmp_path / "t")
-
-
-def test_two_files_of_one_name_are_an_error(files):
-    write(files[1] / "a.nii", TRUTH)
-    with pytest.raises(FastmedError, match="both are named a"):
-        evaluate(*files)
 
 
 def test_for_a_model_of_one_label_everything_above_0_is_truth(tmp_path):
