@@ -23,7 +23,7 @@ $(READY): $(VENV)/installed $(NATIVE)
 	touch $@
 
 $(VENV)/bench-ready: $(READY)
-	$(PIP) install -c constraints.txt matplotlib monai pytest-benchmark
+	$(PIP) install -c constraints.txt matplotlib monai pytest-benchmark pytest-rerunfailures
 	touch $@
 
 # MONAI and what nnU-Net v2's resampling and export import; its full set wants torchvision.

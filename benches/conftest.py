@@ -22,7 +22,8 @@ class Report:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.gates = tomllib.loads(GATES.read_text(encoding="utf-8"))
-        self.rows: list[kernel_table.Row] = []
+        self.gated = not config.getoption("no_gates")
+        self.measured: dict[str, kernel_table.Row] = {}
         self.copies: dict[str, kernel_meter.Copies] = {}
         self.speeds: dict[str, list[float]] = {}
         self.started = time.perf_counter()
@@ -38,8 +39,17 @@ class Report:
         with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
             plugins.get_plugin("terminalreporter").write_line(line)
 
-    def add(self, row: kernel_table.Row) -> None:
-        self.rows.append(row)
+    @property
+    def rows(self) -> list[kernel_table.Row]:
+        return list(self.measured.values())
+
+    def fallen(self) -> list[str]:
+        """The sentences of all calls measured so far that fell below a gate."""
+        return kernel_table.fallen(self.rows, self.gates)
+
+    def add(self, row: kernel_table.Row) -> list[str]:
+        """Keeps a row, instead of an earlier one of the same call; the gates it fell below."""
+        self.measured[row.key] = row
         ratios = sorted((ratio, name) for name, ratio in row.ratios().items())
         if row.large or (ratios and ratios[0][0] < 1):
             against = f"; {ratios[0][1]} takes {ratios[0][0]:.3g} times as long" if ratios else ""
@@ -50,6 +60,10 @@ class Report:
             )
         elif self.done % 20 == 0:
             self.say(f"{self.done:4}/{self.total} {time.perf_counter() - self.started:4.0f} s")
+        fallen = kernel_table.fallen([row], self.gates) if self.gated else []
+        for sentence in fallen:
+            self.say(f"below its gate: {sentence}")
+        return fallen
 
     def head(self) -> str:
         """The machine and the versions, for the table's head."""
@@ -119,7 +133,7 @@ def pytest_report_teststatus(report):
 @pytest.fixture
 def report(request) -> Report:
     found = request.config.stash[REPORT]
-    found.done += 1
+    found.done = min(found.done + 1, found.total)  # a call may be measured twice
     return found
 
 
@@ -147,8 +161,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     report = session.config.stash[REPORT]
-    sentences = kernel_table.fallen(report.rows, report.gates)
-    if sentences and not session.config.getoption("no_gates"):
+    if report.gated and report.fallen():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -156,5 +169,5 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     report = config.stash.get(REPORT, None)
     if report is None:
         return
-    for sentence in kernel_table.fallen(report.rows, report.gates):
+    for sentence in report.fallen():
         print(f"gate: {sentence}")
