@@ -1,5 +1,6 @@
 """The command: exit status, one-line errors, and nothing half-written, whatever it is given."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -220,9 +221,7 @@ def test_a_wrong_value_is_named_in_one_line(good, infer, tmp_path, flags, words)
 
 
 def test_a_named_engine_that_is_absent_has_exit_status_2(good, infer, monkeypatch):
-    from fastmed.inference import engines
-
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     status, (line,) = infer(good, engine="ov")
     assert status == 2
     assert line.startswith("fastmed: --engine ov: not installed")

@@ -26,7 +26,7 @@ def hide(monkeypatch):
 
     def hide(*names):
         monkeypatch.setattr(
-            engines.importlib.util,
+            importlib.util,
             "find_spec",
             lambda name, *rest: None if name in names else real(name, *rest),
         )

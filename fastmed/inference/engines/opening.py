@@ -1,0 +1,122 @@
+"""Opens an engine: the one that is named, or the fastest that is present."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fastmed.bundle import Bundle
+from fastmed.errors import BundleError, UsageError
+from fastmed.inference.engines.onnx_runtime import OnnxRuntimeEngine
+from fastmed.inference.engines.open_vino import OpenVinoEngine
+from fastmed.inference.engines.protocol import Engine
+from fastmed.inference.engines.pytorch import TorchEngine
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One line of the table of engines."""
+
+    build: Callable[[Bundle, str], Engine]
+    module: str
+    devices: tuple[str, ...]
+    needs_onnx: bool
+    install: str
+
+
+# From the fastest to the slowest, for UNet3d on 2 CPU cores; tools/score_demo.py times them.
+_KINDS = {
+    "ov": _Kind(OpenVinoEngine, "openvino", ("cpu",), True, "pip install openvino"),
+    "ort": _Kind(OnnxRuntimeEngine, "onnxruntime", ("cpu",), True, "pip install onnxruntime"),
+    "torch": _Kind(TorchEngine, "torch", ("cpu", "cuda"), False, "pip install torch"),
+}
+NAMES = ("auto", *_KINDS)
+
+
+def open_engine(bundle: Bundle, engine: str = "auto", device: str = "auto") -> tuple[Engine, str]:
+    """Loads a bundle's network into an engine.
+
+    engine: "auto", "torch", "ort" or "ov". "auto" takes the fastest that is present for the
+        device; a named engine that is absent is an error, never replaced.
+    device: "auto" (a CUDA device where torch has one), "cpu", "cuda" or "cuda:1".
+
+    Returns the engine and one sentence that says which it is and why.
+    Raises UsageError for what is unknown or absent, BundleError for a damaged bundle.
+    """
+    if engine not in NAMES:
+        raise UsageError(f"--engine {engine}: expected one of {', '.join(NAMES)}")
+    device = _device(device)
+    if engine != "auto":
+        if reason := _absent(engine, bundle, device):
+            raise UsageError(f"--engine {engine}: {reason}")
+        return _build(engine, bundle, device), f"engine {engine} on {device}, as asked"
+    passed = []
+    for name in _KINDS:
+        if reason := _absent(name, bundle, device):
+            passed.append(f"{name}: {reason}")
+            continue
+        because = "; ".join(passed) or "the fastest of those present"
+        return _build(name, bundle, device), f"engine {name} on {device} ({because})"
+    raise UsageError(
+        f"--engine auto: no engine runs {bundle.path} on {device}: {'; '.join(passed)}"
+    )
+
+
+def survey() -> list[tuple[str, str, str]]:
+    """Lists each engine: its name, its version or "absent", and how to install it if absent."""
+    from importlib import metadata
+
+    rows = []
+    for name, kind in _KINDS.items():
+        present = importlib.util.find_spec(kind.module) is not None
+        try:
+            version = metadata.version(kind.module) if present else "absent"
+        except metadata.PackageNotFoundError:  # its distribution has another name: -gpu, -nightly
+            version = "present, of unknown version"
+        rows.append((name, version, "" if present else kind.install))
+    return rows
+
+
+def _absent(name: str, bundle: Bundle, device: str) -> str:
+    """Why an engine cannot run this bundle on this device; empty where it can."""
+    kind = _KINDS[name]
+    if importlib.util.find_spec(kind.module) is None:
+        return f"not installed on this machine ({platform.machine()}); {kind.install}"
+    if device.split(":")[0] not in kind.devices:
+        return f"runs on {' and '.join(kind.devices)}, not on {device}"
+    if kind.needs_onnx and not bundle.onnx_path.is_file():
+        return f"{bundle.path} has no model.onnx; fastmed export {bundle.path} --to onnx"
+    if not kind.needs_onnx and bundle.spec.network is None:
+        return f"{bundle.path} names no [network] that torch could build"
+    return ""
+
+
+def _build(name: str, bundle: Bundle, device: str) -> Engine:
+    try:
+        return _KINDS[name].build(bundle, device)
+    except BundleError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BundleError(
+            f"bundle {bundle.path}: engine {name} cannot load it: {first[:300]}"
+        ) from error
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {device}: expected auto, cpu, cuda or cuda:1") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device}: expected auto, cpu, cuda or cuda:1")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"--device {device}: torch sees {found} CUDA devices; use --device cpu")
+    return "cpu" if chosen.type == "cpu" else f"cuda:{chosen.index or 0}"

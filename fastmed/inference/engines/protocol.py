@@ -1,0 +1,57 @@
+"""What an engine is, and what all engines do alike."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from fastmed.errors import SeriesError
+from fastmed.spec import Spec
+
+
+class Engine(Protocol):
+    """A network that is loaded and ready.
+
+    name: as --engine names it. device: "cpu" or "cuda:0".
+    Called with tiles [B, C, D, H, W] float32 on `device`, it returns logits [B, K, D, H, W]
+    float32 there, [B, K] from a classification or [B, N, 2K + classes] from a detection; they stay
+    valid until the next call.
+    """
+
+    name: str
+    device: str
+
+    def __call__(self, tiles: Tensor) -> Tensor: ...
+
+
+class TileEngine:
+    """What all engines do alike: a network of slices sees tiles [B, C, 1, H, W] as [B, C, H, W].
+
+    One of a detection that takes more channels than there are slices to see sees one slice in each.
+    """
+
+    def __init__(self, spec: Spec, device: str):
+        self.device = device
+        self._flat = spec.dimensions == 2
+        self._repeats = self._flat and spec.task == "detection"
+        self._channels: int | None = None  # of the network's input, where it says so
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        tiles = self._repeated(tiles) if self._repeats else tiles
+        logits = self._run(tiles.squeeze(2) if self._flat else tiles)
+        return logits.unsqueeze(2) if self._flat and logits.dim() == 4 else logits
+
+    def _repeated(self, tiles: Tensor) -> Tensor:
+        given, wanted = tiles.shape[1], self._channels
+        if wanted is None or given == wanted:
+            return tiles
+        if given > 1:
+            raise SeriesError(
+                f"the network takes images of {wanted} channels; bundle.toml's [grid] slices gives "
+                f"{given}"
+            )
+        return tiles.expand(-1, wanted, -1, -1, -1).contiguous()
+
+    def _run(self, tiles: Tensor) -> Tensor:
+        raise NotImplementedError

@@ -1,0 +1,52 @@
+"""PyTorch eager as an engine: always there, and the reference of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastmed.bundle import Bundle
+from fastmed.inference.engines.protocol import TileEngine
+from fastmed.models.channels import channels_taken
+from fastmed.spec import Spec
+
+
+class NetworkEngine(TileEngine):
+    """PyTorch eager around a network that lives elsewhere, such as one in training.
+
+    network: on `device` already; its weights are neither moved nor copied, so that each call sees
+        them as they are. It runs in eval mode and without gradients; a network in training mode
+        gets every module's mode back.
+    """
+
+    name = "torch"
+
+    def __init__(self, network: nn.Module, spec: Spec, device: torch.device | str):
+        super().__init__(spec, str(device))
+        self._network = network
+        self._channels = channels_taken(network)
+        self._layout = _LAYOUTS[spec.dimensions]
+
+    def _run(self, tiles: Tensor) -> Tensor:
+        training = [module for module in self._network.modules() if module.training]
+        if training:
+            self._network.eval()
+        try:
+            with torch.inference_mode():
+                logits = self._network(tiles.to(memory_format=self._layout))
+        finally:
+            for module in training:
+                module.training = True
+        return logits.float().contiguous()
+
+
+# Convolutions on the CPU run 1.4 to 1.7 times faster in this layout.
+_LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+class TorchEngine(NetworkEngine):
+    """PyTorch eager, float32: always there, and the reference for the other engines."""
+
+    def __init__(self, bundle: Bundle, device: str):
+        layout = _LAYOUTS[bundle.spec.dimensions]
+        super().__init__(bundle.network().to(device, memory_format=layout), bundle.spec, device)
