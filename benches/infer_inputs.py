@@ -44,8 +44,8 @@ def write_bundle(source: Path, folder: Path) -> None:
     spec = replace(read.spec, spacing_mm_zyx=(GRID_MM,) * 3, tile_zyx=(TILE,) * 3)
     copy = bundle.write(folder, spec, read.network())
     shutil.copyfile(read.weights_path, copy.weights_path)
-    if read.onnx_path.is_file():
-        shutil.copyfile(read.onnx_path, copy.onnx_path)
+    if read.onnx_path().is_file():
+        shutil.copyfile(read.onnx_path(), copy.onnx_path())
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Bundle: a deployable model in one folder: bundle.toml, weights.safetensors, model.onnx."""
+"""Bundle: a deployable model in one folder: bundle.toml, weights.safetensors, model*.onnx."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from fastmed.writers.atomic import write_atomically
 
 SPEC_FILE = "bundle.toml"
 WEIGHTS_FILE = "weights.safetensors"
-ONNX_FILE = "model.onnx"
+# The exported network by the precision that it computes in.
+ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Bundle:
     def weights_path(self) -> Path:
         return self.path / WEIGHTS_FILE
 
-    @property
-    def onnx_path(self) -> Path:
-        return self.path / ONNX_FILE
+    def onnx_path(self, precision: str = "fp32") -> Path:
+        """Where the network exported in "fp32", "fp16" or "bf16" is, or would be."""
+        return self.path / ONNX_FILES[precision]
 
     def sha256(self) -> dict[str, str]:
         """SHA-256 of each file that decides the model's output, by file name."""
-        files = (SPEC_FILE, WEIGHTS_FILE, ONNX_FILE)
+        files = (SPEC_FILE, WEIGHTS_FILE, *ONNX_FILES.values())
         return {f: file_sha256(self.path / f) for f in files if (self.path / f).is_file()}
 
     def network(self) -> nn.Module:
@@ -103,14 +104,15 @@ def read(path: str | Path) -> Bundle:
 def write(path: str | Path, spec: Spec, network: nn.Module) -> Bundle:
     """Writes bundle.toml and weights.safetensors into the folder `path`, made where it is absent.
 
-    An ONNX file of earlier weights is removed: it would no longer be this model. Raises
+    ONNX files of earlier weights are removed: they would no longer be this model. Raises
     FastmedError where the disk refuses.
     """
     import tomli_w
     from safetensors.torch import save
 
     path = Path(path)
-    (path / ONNX_FILE).unlink(missing_ok=True)
+    for file in ONNX_FILES.values():
+        (path / file).unlink(missing_ok=True)
     weights = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     write_atomically(path / WEIGHTS_FILE, [save(weights)])
     text = tomli_w.dumps(spec_to_table(spec), multiline_strings=True)

@@ -49,6 +49,7 @@ def infer(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         engine=arguments.engine,
         device=arguments.device,
+        precision=arguments.precision,
         write=[name.strip() for name in arguments.write.split(",") if name.strip()],
         strict=arguments.strict,
         series=arguments.series,
@@ -84,7 +85,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    print(fastmed.export(arguments.bundle, to=arguments.to))
+    print(fastmed.export(arguments.bundle, to=arguments.to, precision=arguments.precision))
     return 0
 
 
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"
     )
+    _add_precision(command)
     command.add_argument(
         "--write",
         default="nifti,json,csv,png,report",
@@ -233,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, export, "write a bundle's network as ONNX into the bundle")
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     command.add_argument("--to", required=True, metavar="FORMAT", help="onnx")
+    _add_precision(command)
 
     command = _add(
         commands, train, "train a pipeline on annotated scans; without RECIPE: list them"
@@ -300,6 +303,15 @@ def _add(commands, run, summary: str) -> argparse.ArgumentParser:
     )
     command.set_defaults(run=run)
     return command
+
+
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="NAME",
+        help="what the network computes in: fp32, fp16 or bf16 (default: fp32)",
+    )
 
 
 def _add_strict(command: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
-"""Export: a bundle's network becomes model.onnx, with free batch and sizes."""
+"""Export: a bundle's network becomes one ONNX file per precision, with free batch and sizes."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -11,43 +12,66 @@ import torch.fx.experimental._config
 from fastmed import bundle as bundles
 from fastmed.errors import BundleError, UsageError
 from fastmed.models.channels import channels_taken
+from fastmed.models.precision import converted
 from fastmed.spec import Spec
+from fastmed.spec_toml import spec_to_table
 from fastmed.writers.atomic import write_atomically
 
-OPSET = 21  # the first in which GroupNormalization is one node with the usual meaning
+# 21 is the first in which GroupNormalization is one node with the usual meaning, 22 the first whose
+# convolutions know bfloat16.
+OPSETS = {"fp32": 21, "fp16": 21, "bf16": 22}
 INPUT, OUTPUT, BOXES = "image", "logits", "boxes"
-WEIGHTS_KEY = "fastmed.weights_sha256"
+WEIGHTS_KEY, SPEC_KEY = "fastmed.weights_sha256", "fastmed.spec"
+PRECISION_KEY = "fastmed.precision"
 
 
-def export(bundle: str | Path, *, to: str = "onnx") -> Path:
-    """Exports a bundle's network in float32 and puts the file into the bundle.
+def export(bundle: str | Path, *, to: str = "onnx", precision: str = "fp32") -> Path:
+    """Exports a bundle's network and puts the file into the bundle.
 
     The ONNX network takes "image" [batch, channels, depth, height, width] float32, without depth
-    where the spec has 2 dimensions, and returns "logits": of a segmentation [batch, classes] and
-    the sizes of the image, of a classification [batch, classes], of a detection [batch, default
-    boxes, code and classes]. Batch and sizes are free; of a detection of 2 dimensions the sizes are
-    the spec's. Windowing, resampling, argmax, softmax and the decoding of boxes are not in it: they
-    stay outside, once for all engines.
+    where the spec has 2 dimensions, and returns "logits" float32: of a segmentation [batch,
+    classes] and the sizes of the image, of a classification [batch, classes], of a detection
+    [batch, default boxes, code and classes]. Batch and sizes are free; of a detection of 2
+    dimensions the sizes are the spec's. Windowing, resampling, argmax, softmax and the decoding of
+    boxes are not in it: they stay outside, once for all engines. Its metadata hold the spec (JSON),
+    the precision and the SHA-256 of the weights.
 
-    to: "onnx". Returns the file's path. Raises UsageError for another format, BundleError where
-    the bundle cannot be read or the exported network does not pass onnx.checker.
+    to: "onnx".
+    precision: "fp32" writes model.onnx, "fp16" model.fp16.onnx and "bf16" model.bf16.onnx, whose
+        weights are rounded before the export and whose normalisations stay in float32.
+
+    Returns the file's path. Raises UsageError for another format or precision, BundleError where
+    the bundle cannot be read, a weight exceeds the precision or the exported network does not pass
+    onnx.checker.
     """
     if to != "onnx":
         raise UsageError(f"--to {to}: this version exports onnx")
+    if precision not in OPSETS:
+        raise UsageError(f"--precision {precision}: expected one of {', '.join(OPSETS)}")
     source = bundles.read(bundle)
     network = source.network()
-    program = _onnx_program(network, source)
-    model = program.model_proto
+    try:
+        network = converted(network, precision)
+    except OverflowError as error:
+        raise BundleError(f"bundle {source.path}: --precision {precision}: {error}") from error
+    model = _onnx_program(network, source.spec, OPSETS[precision]).model_proto
     _check(model, source)
     _forget_where_it_was_made(model)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = WEIGHTS_KEY, bundles.file_sha256(source.weights_path)
-    write_atomically(source.onnx_path, [model.SerializeToString()])
-    return source.onnx_path
+    facts = {
+        WEIGHTS_KEY: bundles.file_sha256(source.weights_path),
+        SPEC_KEY: json.dumps(spec_to_table(source.spec)),
+        PRECISION_KEY: precision,
+    }
+    for name, value in facts.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = name, value
+    path = source.onnx_path(precision)
+    write_atomically(path, [model.SerializeToString()])
+    return path
 
 
-def _onnx_program(network: torch.nn.Module, source: bundles.Bundle) -> torch.onnx.ONNXProgram:
-    spec, multiple = source.spec, max(source.spec.size_multiple, 16)
+def _onnx_program(network: torch.nn.Module, spec: Spec, opset: int) -> torch.onnx.ONNXProgram:
+    multiple = max(spec.size_multiple, 16)
     channels = channels_taken(network) or 1
     sizes = (2 * multiple + 1, 3 * multiple, 2 * multiple + 3)
     if _has_one_size(spec):
@@ -67,7 +91,7 @@ def _onnx_program(network: torch.nn.Module, source: bundles.Bundle) -> torch.onn
         return torch.onnx.export(
             exported,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=(free,),

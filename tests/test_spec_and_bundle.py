@@ -130,7 +130,7 @@ def test_a_bundle_can_be_read_by_others(tiny_bundle):
 def test_new_weights_take_the_old_onnx_away(tiny_bundle, tiny_spec, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "b")
     written = bundle.write(tmp_path / "b", tiny_spec, models.build("unet3d", base_channels=8))
-    assert not written.onnx_path.exists()
+    assert not written.onnx_path().exists()
     assert sorted(p.name for p in written.path.iterdir()) == ["bundle.toml", "weights.safetensors"]
 
 

@@ -60,6 +60,7 @@ def infer(
     model: str | Path | None = None,
     engine: str = "auto",
     device: str = "auto",
+    precision: str = "fp32",
     write: Iterable[str] = DEFAULT_FORMATS,
     strict: bool = True,
     series: Iterable[str] = (),
@@ -74,7 +75,7 @@ def infer(
 
     input: a folder or file, or several. output: defaults to ./fastmed-results/<input's name>.
     model: a bundle's folder; None takes the package's demo bundle and says so.
-    engine, device: as `fastmed.load` takes them.
+    engine, device, precision: as `fastmed.load` takes them.
     write: some of FORMATS; nifti stands for labels.nii.gz, png for preview.png and labels.png, and
         of a detection luna for marks.csv, voc for an XML file per slice with findings, coco for
         coco.json, sr for findings.sr.dcm. What a model has none of is left out; where nothing
@@ -104,7 +105,7 @@ def infer(
     if dry_run:
         index_table(entries)
         return Run(None, tuple(_row(entry) for entry in entries if entry.verdict != "ok"), {})
-    loaded = load(model, engine=engine, device=device)
+    loaded = load(model, engine=engine, device=device, precision=precision)
     if model is None:
         display.say(
             f"No --model named: the DEMO bundle {loaded.spec.name} runs. " + loaded.spec.notice

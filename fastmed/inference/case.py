@@ -135,13 +135,20 @@ class Model:
 _CUDA_BATCHES = {3: 4, 2: 8}
 
 
-def load(bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto") -> Model:
+def load(
+    bundle: str | Path | None = None,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "fp32",
+) -> Model:
     """Loads a bundle for inference: of any task, of CT or grey images.
 
     bundle: its folder; None takes the demo bundle (liver) of the package.
     engine: "auto", "torch", "ort" or "ov"; device: "auto", "cpu", "cuda" or "cuda:1".
+    precision: "fp32", "fp16" or "bf16": what the network computes in.
 
-    Raises BundleError for a damaged bundle, UsageError for an absent engine or device.
+    Raises BundleError for a damaged bundle, UsageError for an absent engine, device or precision.
 
         model = fastmed.load("my-bundle")
         findings = model(fastmed.read("scan/")[0])  # .labels and .masks, or .scores
@@ -150,5 +157,5 @@ def load(bundle: str | Path | None = None, *, engine: str = "auto", device: str 
         findings = model(fastmed.read("image.png", modality="grey")[0])
     """
     read = bundles.read(bundle if bundle is not None else bundles.demo_path())
-    opened, choice = open_engine(read, engine, device)
+    opened, choice = open_engine(read, engine, device, precision)
     return Model(read.spec, opened, choice, bundle=read)

@@ -40,6 +40,7 @@ def manifest(
         "engine": model.engine.name,
         "engine_choice": model.engine_choice,
         "device": model.engine.device,
+        "precision": model.engine.precision,
         "settings": {
             "strict": strict,
             "write": list(formats),

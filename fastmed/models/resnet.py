@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from fastmed.models.blocks import check_batch_norm, check_counts, check_input
@@ -124,7 +125,10 @@ class ResNet3d(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x).mean(dim=(2, 3, 4)))
+        feature = self.features(x)
+        # Thousands of voxels may leave fp16's range: in a lower precision they add up in float32.
+        wide = torch.promote_types(feature.dtype, torch.float32)
+        return self.fc(feature.mean(dim=(2, 3, 4), dtype=wide).to(feature.dtype))
 
 
 def _stage(block, in_channels: int, width: int, count: int, stride: int) -> nn.Sequential:

@@ -234,7 +234,9 @@ class _Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.features(x)
-        features = [self.scale_weight[:, None, None] * F.normalize(x)]
+        # 512 squares may leave fp16's range: in a lower precision they add up in float32.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        features = [self.scale_weight[:, None, None] * F.normalize(x.to(wide)).to(x.dtype)]
         for block in self.extra:
             x = block(x)
             features.append(x)

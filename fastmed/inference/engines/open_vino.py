@@ -9,21 +9,37 @@ from torch import Tensor
 
 from fastmed.bundle import Bundle
 from fastmed.exporter import WEIGHTS_KEY
-from fastmed.inference.engines.onnx_file import only_one_each, refuse_stale
+from fastmed.inference.engines.onnx_file import missing_file, only_one_each, refuse_stale
 from fastmed.inference.engines.protocol import TileEngine
+
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
 class OpenVinoEngine(TileEngine):
-    """OpenVINO on the CPU, float32; one compiled network per tile shape."""
+    """OpenVINO on the CPU; one compiled network per tile shape.
+
+    It reads model.onnx in every precision: what it computes in is a hint, and it knows itself which
+    operations bear the lower one.
+    """
 
     name = "ov"
 
-    def __init__(self, bundle: Bundle, device: str):
+    @staticmethod
+    def lacks(bundle: Bundle, device: str, precision: str) -> str:
         import openvino
 
-        super().__init__(bundle.spec, device)
+        able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision.upper() not in able:
+            found = ", ".join(name.lower() for name in able if name in ("FP32", "BF16", "FP16"))
+            return f"this CPU has no {precision} arithmetic, only {found}"
+        return missing_file(bundle, "fp32")
+
+    def __init__(self, bundle: Bundle, device: str, precision: str = "fp32"):
+        import openvino
+
+        super().__init__(bundle.spec, device, precision)
         self._core = openvino.Core()
-        self._model = self._core.read_model(bundle.onnx_path)
+        self._model = self._core.read_model(bundle.onnx_path())
         key = ["framework", WEIGHTS_KEY]
         known = self._model.has_rt_info(key)
         refuse_stale(bundle, self._model.get_rt_info(key).astype(str) if known else None)
@@ -47,7 +63,7 @@ class OpenVinoEngine(TileEngine):
         model.reshape(list(shape))
         settings = {
             # Left alone, OpenVINO picks bfloat16 on CPUs that have it.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             # Threads tied to cores wait there while other jobs of the machine run on them.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,55 +14,66 @@ from fastmed.inference.engines.onnx_runtime import OnnxRuntimeEngine
 from fastmed.inference.engines.open_vino import OpenVinoEngine
 from fastmed.inference.engines.protocol import Engine
 from fastmed.inference.engines.pytorch import TorchEngine
+from fastmed.models.precision import DTYPES
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """One line of the table of engines."""
+    """One line of the table of engines: its class, what it needs, and how to get that."""
 
-    build: Callable[[Bundle, str], Engine]
+    engine: type[OpenVinoEngine | OnnxRuntimeEngine | TorchEngine]
     module: str
     devices: tuple[str, ...]
-    needs_onnx: bool
     install: str
 
 
 # From the fastest to the slowest, for UNet3d on 2 CPU cores; tools/score_demo.py times them.
 _KINDS = {
-    "ov": _Kind(OpenVinoEngine, "openvino", ("cpu",), True, "pip install openvino"),
-    "ort": _Kind(OnnxRuntimeEngine, "onnxruntime", ("cpu",), True, "pip install onnxruntime"),
-    "torch": _Kind(TorchEngine, "torch", ("cpu", "cuda"), False, "pip install torch"),
+    "ov": _Kind(OpenVinoEngine, "openvino", ("cpu",), "pip install openvino"),
+    "ort": _Kind(OnnxRuntimeEngine, "onnxruntime", ("cpu",), "pip install onnxruntime"),
+    "torch": _Kind(TorchEngine, "torch", ("cpu", "cuda"), "pip install torch"),
 }
 NAMES = ("auto", *_KINDS)
+PRECISIONS = tuple(DTYPES)
 
 
-def open_engine(bundle: Bundle, engine: str = "auto", device: str = "auto") -> tuple[Engine, str]:
+def open_engine(
+    bundle: Bundle, engine: str = "auto", device: str = "auto", precision: str = "fp32"
+) -> tuple[Engine, str]:
     """Loads a bundle's network into an engine.
 
     engine: "auto", "torch", "ort" or "ov". "auto" takes the fastest that is present for the
         device; a named engine that is absent is an error, never replaced.
     device: "auto" (a CUDA device where torch has one), "cpu", "cuda" or "cuda:1".
+    precision: "fp32", "fp16" or "bf16": what the network computes in. A machine or an engine that
+        cannot is an error, never a silent float32.
 
     Returns the engine and one sentence that says which it is and why.
     Raises UsageError for what is unknown or absent, BundleError for a damaged bundle.
     """
     if engine not in NAMES:
         raise UsageError(f"--engine {engine}: expected one of {', '.join(NAMES)}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
     device = _device(device)
+    where = f"on {device}" if precision == "fp32" else f"in {precision} on {device}"
     if engine != "auto":
-        if reason := _absent(engine, bundle, device):
+        if reason := _absent(engine, bundle, device, precision):
             raise UsageError(f"--engine {engine}: {reason}")
-        return _build(engine, bundle, device), f"engine {engine} on {device}, as asked"
+        return _build(engine, bundle, device, precision), f"engine {engine} {where}, as asked"
     passed = []
     for name in _KINDS:
-        if reason := _absent(name, bundle, device):
+        if reason := _absent(name, bundle, device, precision):
             passed.append(f"{name}: {reason}")
             continue
         because = "; ".join(passed) or "the fastest of those present"
-        return _build(name, bundle, device), f"engine {name} on {device} ({because})"
-    raise UsageError(
-        f"--engine auto: no engine runs {bundle.path} on {device}: {'; '.join(passed)}"
-    )
+        return _build(name, bundle, device, precision), f"engine {name} {where} ({because})"
+    raise UsageError(f"--engine auto: no engine runs {bundle.path} {where}: {'; '.join(passed)}")
+
+
+def present(bundle: Bundle, device: str, precision: str) -> dict[str, str]:
+    """Each engine by name, with what keeps it from this bundle, device and precision, or ""."""
+    return {name: _absent(name, bundle, _device(device), precision) for name in _KINDS}
 
 
 def survey() -> list[tuple[str, str, str]]:
@@ -81,23 +91,19 @@ def survey() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _absent(name: str, bundle: Bundle, device: str) -> str:
+def _absent(name: str, bundle: Bundle, device: str, precision: str) -> str:
     """Why an engine cannot run this bundle on this device; empty where it can."""
     kind = _KINDS[name]
     if importlib.util.find_spec(kind.module) is None:
         return f"not installed on this machine ({platform.machine()}); {kind.install}"
     if device.split(":")[0] not in kind.devices:
         return f"runs on {' and '.join(kind.devices)}, not on {device}"
-    if kind.needs_onnx and not bundle.onnx_path.is_file():
-        return f"{bundle.path} has no model.onnx; fastmed export {bundle.path} --to onnx"
-    if not kind.needs_onnx and bundle.spec.network is None:
-        return f"{bundle.path} names no [network] that torch could build"
-    return ""
+    return kind.engine.lacks(bundle, device, precision)
 
 
-def _build(name: str, bundle: Bundle, device: str) -> Engine:
+def _build(name: str, bundle: Bundle, device: str, precision: str) -> Engine:
     try:
-        return _KINDS[name].build(bundle, device)
+        return _KINDS[name].engine(bundle, device, precision)
     except BundleError:
         raise
     except Exception as error:

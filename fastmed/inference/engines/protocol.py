@@ -13,7 +13,8 @@ from fastmed.spec import Spec
 class Engine(Protocol):
     """A network that is loaded and ready.
 
-    name: as --engine names it. device: "cpu" or "cuda:0".
+    name: as --engine names it. device: "cpu" or "cuda:0". precision: what it computes in, "fp32",
+    "fp16" or "bf16".
     Called with tiles [B, C, D, H, W] float32 on `device`, it returns logits [B, K, D, H, W]
     float32 there, [B, K] from a classification or [B, N, 2K + classes] from a detection; they stay
     valid until the next call.
@@ -21,6 +22,7 @@ class Engine(Protocol):
 
     name: str
     device: str
+    precision: str
 
     def __call__(self, tiles: Tensor) -> Tensor: ...
 
@@ -31,8 +33,8 @@ class TileEngine:
     One of a detection that takes more channels than there are slices to see sees one slice in each.
     """
 
-    def __init__(self, spec: Spec, device: str):
-        self.device = device
+    def __init__(self, spec: Spec, device: str, precision: str = "fp32"):
+        self.device, self.precision = device, precision
         self._flat = spec.dimensions == 2
         self._repeats = self._flat and spec.task == "detection"
         self._channels: int | None = None  # of the network's input, where it says so

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from fastmed.bundle import Bundle
 from fastmed.inference.engines.protocol import TileEngine
 from fastmed.models.channels import channels_taken
+from fastmed.models.precision import converted
 from fastmed.spec import Spec
 
 
 class NetworkEngine(TileEngine):
     """PyTorch eager around a network that lives elsewhere, such as one in training.
 
+    precision: what the network computes in, as it is.
     network: on `device` already; its weights are neither moved nor copied, so that each call sees
         them as they are. It runs in eval mode and without gradients; a network in training mode
         gets every module's mode back.
@@ -21,8 +23,14 @@ class NetworkEngine(TileEngine):
 
     name = "torch"
 
-    def __init__(self, network: nn.Module, spec: Spec, device: torch.device | str):
-        super().__init__(spec, str(device))
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: Spec,
+        device: torch.device | str,
+        precision: str = "fp32",
+    ):
+        super().__init__(spec, str(device), precision)
         self._network = network
         self._channels = channels_taken(network)
         self._layout = _LAYOUTS[spec.dimensions]
@@ -45,8 +53,19 @@ _LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class TorchEngine(NetworkEngine):
-    """PyTorch eager, float32: always there, and the reference for the other engines."""
+    """PyTorch eager: always there, and in float32 the reference for the other engines.
 
-    def __init__(self, bundle: Bundle, device: str):
+    In a lower precision the weights are rounded once and normalisations stay in float32, as in the
+    exported files; autocast would round them again with every tile.
+    """
+
+    @staticmethod
+    def lacks(bundle: Bundle, device: str, precision: str) -> str:
+        if bundle.spec.network is None:
+            return f"{bundle.path} names no [network] that torch could build"
+        return ""
+
+    def __init__(self, bundle: Bundle, device: str, precision: str = "fp32"):
         layout = _LAYOUTS[bundle.spec.dimensions]
-        super().__init__(bundle.network().to(device, memory_format=layout), bundle.spec, device)
+        network = converted(bundle.network(), precision).to(device, memory_format=layout)
+        super().__init__(network, bundle.spec, device, precision)
