@@ -8,11 +8,12 @@ _FUNCTIONS = {
     "load": "fastmed.inference.case",
     "infer": "fastmed.inference.archive",
     "export": "fastmed.exporter",
+    "certify": "fastmed.inference.certify",
     "train": "fastmed.training.train",
     "evaluate": "fastmed.inference.evaluate",
 }
 
-__all__ = ["evaluate", "export", "index", "infer", "load", "read", "train"]
+__all__ = ["certify", "evaluate", "export", "index", "infer", "load", "read", "train"]
 
 
 def __getattr__(name: str):

@@ -89,6 +89,16 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def certify(arguments: argparse.Namespace) -> int:
+    from fastmed.inference.certificate import table
+
+    found = fastmed.certify(
+        arguments.bundle, arguments.scans, device=arguments.device, quiet=arguments.quiet
+    )
+    print(table(found), end="")
+    return 0
+
+
 def train(arguments: argparse.Namespace) -> int:
     if arguments.recipe is None:
         from fastmed.training.recipe import recipe_names
@@ -163,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"
     )
-    _add_precision(command)
+    _add_precision(command, "; auto: the fastest that fastmed certify passed on this machine")
     command.add_argument(
         "--write",
         default="nifti,json,csv,png,report",
@@ -238,6 +248,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_precision(command)
 
     command = _add(
+        commands, certify, "run every engine over scans, and write which of them agree with torch"
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    command.add_argument(
+        "--scans", type=Path, nargs="+", required=True, metavar="PATH", help="folders or files"
+    )
+    command.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"
+    )
+    command.add_argument("--quiet", action="store_true", help="print errors only")
+
+    command = _add(
         commands, train, "train a pipeline on annotated scans; without RECIPE: list them"
     )
     command.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name, or a .toml file")
@@ -305,12 +327,12 @@ def _add(commands, run, summary: str) -> argparse.ArgumentParser:
     return command
 
 
-def _add_precision(command: argparse.ArgumentParser) -> None:
+def _add_precision(command: argparse.ArgumentParser, more: str = "") -> None:
     command.add_argument(
         "--precision",
         default="fp32",
         metavar="NAME",
-        help="what the network computes in: fp32, fp16 or bf16 (default: fp32)",
+        help=f"what the network computes in: fp32, fp16 or bf16{more} (default: fp32)",
     )
 
 

@@ -56,6 +56,30 @@ class CleanUp:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How far an engine's answers may lie from those of torch in float32 (`fastmed certify`).
+
+    logits: largest difference, as a share of the largest logit; asked of float32 alone.
+    equal_labels: least share of voxels with the same label. dice: least Dice of each label between
+        the two label maps. For a segmentation.
+    probability: largest difference of a probability: of a class of a classification, or of a
+        detection's score.
+    ap: least average precision of a detection's boxes, torch's being the truth, at IoU 0.5.
+    """
+
+    logits: float = 2e-3
+    equal_labels: float = 0.999
+    dice: float = 0.99
+    probability: float = 0.02
+    ap: float = 0.99
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"limits: {name} {value}: expected 0 to 1")
+
+
+@dataclass(frozen=True)
 class Detection:
     """How boxes come from the network of a detection.
 
@@ -124,6 +148,7 @@ class Spec:
     slices: neighbouring slices that a network of 2 dimensions sees as channels, the middle one
         being the slice that it is asked about; odd. Beyond the scan the outermost slice repeats.
     detection: of a detection, else None.
+    limits: how far engines may lie apart.
     network: how to build it in torch; None where the bundle brings only an ONNX file.
 
     Raises ValueError that names the field.
@@ -149,6 +174,7 @@ class Spec:
     clean_up: CleanUp = CleanUp()
     slices: int = 1
     detection: Detection | None = None
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         self._check_meaning()

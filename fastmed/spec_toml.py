@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from fastmed.spec import CleanUp, Detection, Label, Network, Spec
+from fastmed.spec import CleanUp, Detection, Label, Limits, Network, Spec
 
 FORMAT = 1
 
@@ -45,6 +45,8 @@ def spec_to_table(spec: Spec) -> dict[str, Any]:
         table["detection"] = _detection_table(spec.detection)
     if not spec.clean_up.is_off:
         table["clean_up"] = asdict(spec.clean_up)
+    if spec.limits != Limits():
+        table["limits"] = asdict(spec.limits)
     if spec.network is not None:
         table["network"] = {"name": spec.network.name, **spec.network.arguments}
     return table
@@ -110,12 +112,15 @@ _DETECTION: _Kinds = {
 }
 
 
+_LIMITS = tuple(entry.name for entry in fields(Limits))
+
+
 def spec_from_table(table: dict[str, Any]) -> Spec:
     """Turns the parsed bundle.toml into a Spec; raises ValueError for what is missing or wrong."""
     table = dict(table)
     if table.pop("format", None) != FORMAT:
         raise ValueError(f"format: expected {FORMAT}")
-    network = clean_up = tiles = detection = None
+    network = clean_up = tiles = detection = limits = None
     if "network" in table:
         arguments = _take(table, "network", {"name": _TEXT}, others=_ANYTHING)
         network = Network(arguments.pop("name"), arguments)
@@ -130,6 +135,8 @@ def spec_from_table(table: dict[str, Any]) -> Spec:
     if "clean_up" in table:
         options = {"largest_component": _YES_NO, "fill_holes": _YES_NO, "smallest_ml": _NUMBER}
         clean_up = CleanUp(**_take(table, "clean_up", {}, options))
+    if "limits" in table:
+        limits = Limits(**_take(table, "limits", {}, dict.fromkeys(_LIMITS, _NUMBER)))
     top = _checked(
         "",
         table,
@@ -151,6 +158,7 @@ def spec_from_table(table: dict[str, Any]) -> Spec:
         network=network,
         clean_up=clean_up or CleanUp(),
         detection=detection,
+        limits=limits or Limits(),
         **grid,
         **(tiles or {}),
         **top,

@@ -146,7 +146,8 @@ def load(
 
     bundle: its folder; None takes the demo bundle (liver) of the package.
     engine: "auto", "torch", "ort" or "ov"; device: "auto", "cpu", "cuda" or "cuda:1".
-    precision: "fp32", "fp16" or "bf16": what the network computes in.
+    precision: "fp32", "fp16" or "bf16": what the network computes in; or "auto"
+        (`engines.open_engine`).
 
     Raises BundleError for a damaged bundle, UsageError for an absent engine, device or precision.
 

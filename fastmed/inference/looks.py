@@ -121,6 +121,13 @@ def _store(output: Tensor, slot: Tensor) -> None:
         slot.copy_(output)
 
 
+def said_by_the_network(said: Tensor, spec: Spec) -> np.ndarray | None:
+    """Which of T tiles or slices a detection's network has seen, bool [T]; None of other tasks."""
+    if spec.task != "detection":
+        return None
+    return (said[..., 2 * spec.dimensions + 1 :] != _NEVER).flatten(1).any(1).cpu().numpy()
+
+
 def _pieces(image: Tensor, spec: Spec) -> tuple[dict[int, Any], list[int], Callable]:
     """Tiles or slices to see by their number, the numbers of the void ones, and what cuts one."""
     if spec.dimensions == 2:

@@ -136,7 +136,7 @@ def test_a_file_of_other_weights_is_refused_or_gone(copied, tiny_spec):
 
 
 def test_an_unknown_precision_is_a_wrong_usage(exported):
-    with pytest.raises(UsageError, match="--precision fp8: expected one of fp32, fp16, bf16"):
+    with pytest.raises(UsageError, match="--precision fp8: expected one of auto, fp32, fp16, bf16"):
         fastmed.load(exported, precision="fp8")
     with pytest.raises(UsageError, match="--precision fp8: expected one of fp32, fp16, bf16"):
         fastmed.export(exported, precision="fp8")
@@ -158,6 +158,7 @@ def test_a_run_in_bf16_says_so(exported, tmp_path):
 
     import nibabel
 
+    can(bundle.read(exported), "torch", "bf16")
     hu = np.random.default_rng(0).integers(-1000, 300, (20, 40, 40)).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(hu.T, np.diag([3.0, 3, 3, 1])), tmp_path / "scan.nii.gz")
     flags = ["--engine", "torch", "--precision", "bf16", "--write", "json", "--quiet"]

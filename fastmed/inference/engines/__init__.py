@@ -1,7 +1,7 @@
 """Engines: what runs a bundle's network, behind one protocol."""
 
-from fastmed.inference.engines.opening import NAMES, open_engine, survey
+from fastmed.inference.engines.opening import NAMES, open_engine, present, survey
 from fastmed.inference.engines.protocol import Engine
 from fastmed.inference.engines.pytorch import NetworkEngine
 
-__all__ = ["NAMES", "Engine", "NetworkEngine", "open_engine", "survey"]
+__all__ = ["NAMES", "Engine", "NetworkEngine", "open_engine", "present", "survey"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import platform
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import torch
 
 from fastmed.bundle import Bundle
 from fastmed.errors import BundleError, UsageError
+from fastmed.inference.certificate import JSON_FILE as CERTIFICATE
+from fastmed.inference.certificate import Verdicts, verdicts
 from fastmed.inference.engines.onnx_runtime import OnnxRuntimeEngine
 from fastmed.inference.engines.open_vino import OpenVinoEngine
 from fastmed.inference.engines.protocol import Engine
@@ -42,38 +45,67 @@ def open_engine(
 ) -> tuple[Engine, str]:
     """Loads a bundle's network into an engine.
 
-    engine: "auto", "torch", "ort" or "ov". "auto" takes the fastest that is present for the
-        device; a named engine that is absent is an error, never replaced.
+    engine: "auto", "torch", "ort" or "ov". "auto" takes the fastest that is present for the device:
+        the fastest measured, where the bundle has a certificate of this machine (`certify`), and
+        never one that a certificate refuses. A named engine that is absent is an error, never
+        replaced; one that a certificate refuses runs, and that is said.
     device: "auto" (a CUDA device where torch has one), "cpu", "cuda" or "cuda:1".
     precision: "fp32", "fp16" or "bf16": what the network computes in. A machine or an engine that
-        cannot is an error, never a silent float32.
+        cannot is an error, never a silent float32. "auto": the fastest of float32 and those that
+        passed in a certificate of this machine.
 
     Returns the engine and one sentence that says which it is and why.
     Raises UsageError for what is unknown or absent, BundleError for a damaged bundle.
     """
     if engine not in NAMES:
         raise UsageError(f"--engine {engine}: expected one of {', '.join(NAMES)}")
-    if precision not in PRECISIONS:
-        raise UsageError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
-    device = _device(device)
-    where = f"on {device}" if precision == "fp32" else f"in {precision} on {device}"
-    if engine != "auto":
-        if reason := _absent(engine, bundle, device, precision):
-            raise UsageError(f"--engine {engine}: {reason}")
-        return _build(engine, bundle, device, precision), f"engine {engine} {where}, as asked"
+    if precision not in ("auto", *PRECISIONS):
+        known = ", ".join(("auto", *PRECISIONS))
+        raise UsageError(f"--precision {precision}: expected one of {known}")
+    device = device_of(device)
+    said = verdicts(bundle, device)
     passed = []
-    for name in _KINDS:
-        if reason := _absent(name, bundle, device, precision):
+    for name, chosen in _candidates(engine, precision, said):
+        reason = _absent(name, bundle, device, chosen)
+        refused = said.refused.get((name, chosen), "")
+        if refused and engine == "auto":
+            reason = reason or f"refused by {bundle.path / CERTIFICATE}: {refused}"
+        if reason:
             passed.append(f"{name}: {reason}")
             continue
-        because = "; ".join(passed) or "the fastest of those present"
-        return _build(name, bundle, device, precision), f"engine {name} {where} ({because})"
-    raise UsageError(f"--engine auto: no engine runs {bundle.path} {where}: {'; '.join(passed)}")
+        where = f"on {device}" if chosen == "fp32" else f"in {chosen} on {device}"
+        if engine == "auto":
+            is_measured = (name, chosen) in said.seconds
+            because = f"the fastest in {bundle.path / CERTIFICATE}" if is_measured else None
+            why = f" ({because or '; '.join(passed) or 'the fastest of those present'})"
+        else:
+            why = ", as asked"
+            why += f", though {bundle.path / CERTIFICATE} refuses it: {refused}" if refused else ""
+        return _build(name, bundle, device, chosen), f"engine {name} {where}{why}"
+    if engine != "auto":
+        raise UsageError(f"--engine {passed[0]}")
+    raise UsageError(
+        f"--engine auto: no engine runs {bundle.path} on {device}: {'; '.join(passed)}"
+    )
+
+
+def _candidates(engine: str, precision: str, said: Verdicts) -> list[tuple[str, str]]:
+    """Engines and precisions to try: by measured time, then in the table's order."""
+    names = [*_KINDS] if engine == "auto" else [engine]
+    precisions = PRECISIONS if precision == "auto" else (precision,)
+    pairs = [
+        (name, chosen)
+        for chosen in precisions
+        for name in names
+        if precision != "auto" or chosen == "fp32" or (name, chosen) in said.seconds
+    ]
+    return sorted(pairs, key=lambda pair: said.seconds.get(pair, math.inf))
 
 
 def present(bundle: Bundle, device: str, precision: str) -> dict[str, str]:
     """Each engine by name, with what keeps it from this bundle, device and precision, or ""."""
-    return {name: _absent(name, bundle, _device(device), precision) for name in _KINDS}
+    device = device_of(device)
+    return {name: _absent(name, bundle, device, precision) for name in _KINDS}
 
 
 def survey() -> list[tuple[str, str, str]]:
@@ -113,7 +145,8 @@ def _build(name: str, bundle: Bundle, device: str, precision: str) -> Engine:
         ) from error
 
 
-def _device(device: str) -> str:
+def device_of(device: str) -> str:
+    """The device that a --device stands for: "cpu" or "cuda:0". Raises UsageError."""
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:

@@ -63,9 +63,20 @@ class TorchEngine(NetworkEngine):
     def lacks(bundle: Bundle, device: str, precision: str) -> str:
         if bundle.spec.network is None:
             return f"{bundle.path} names no [network] that torch could build"
+        if device == "cpu" and not _computes_fast_in(precision):
+            return f"this CPU has no {precision} arithmetic: torch would take ten times as long"
         return ""
 
     def __init__(self, bundle: Bundle, device: str, precision: str = "fp32"):
         layout = _LAYOUTS[bundle.spec.dimensions]
         network = converted(bundle.network(), precision).to(device, memory_format=layout)
         super().__init__(network, bundle.spec, device, precision)
+
+
+def _computes_fast_in(precision: str) -> bool:
+    """Whether torch's convolutions on this CPU know a precision, and do not imitate it."""
+    ask = {
+        "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+    }
+    return precision not in ask or (torch.backends.mkldnn.is_available() and ask[precision]())
