@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -159,12 +160,27 @@ class Geometry:
 
     def along_patient(self) -> Geometry:
         """The same voxels, axes reordered and flipped to run nearest to head, back and left."""
-        order, signs = _patient_order(self.directions)
-        shape = np.array(self.shape_zyx)
+        return self._reordered(*_patient_order(self.directions))
+
+    def along(self, axes: str) -> Geometry:
+        """The same voxels, axes reordered and flipped to run as three letters say.
+
+        axes: where index axes 0, 1 and 2 run to, as nearly as they can: one of S and I (head,
+            feet), of P and A (back, front), of L and R. "SPL" is `along_patient`; MONAI's "RAS" has
+            x first.
+        """
+        patient = self.along_patient()
+        order = ["SPL".find(letter) if letter in "SPL" else "IAR".find(letter) for letter in axes]
+        signs = np.array([1.0 if letter in "SPL" else -1.0 for letter in axes])
+        return patient._reordered(order, signs)
+
+    def _reordered(self, order: Sequence[int], signs: np.ndarray) -> Geometry:
+        """The same voxels; axis k is this one's axis order[k], backwards where signs[k] < 0."""
+        order, shape = list(order), np.array(self.shape_zyx)
         last = np.zeros(3)
-        last[list(order)] = np.where(signs < 0, shape[list(order)] - 1, 0)
-        steps = self.steps_lps_mm[list(order)] * signs[:, None]
-        return Geometry.from_axes(tuple(shape[list(order)]), self.to_world(last), steps)
+        last[order] = np.where(signs < 0, shape[order] - 1, 0)
+        steps = self.steps_lps_mm[order] * signs[:, None]
+        return Geometry.from_axes(tuple(shape[order]), self.to_world(last), steps)
 
     def grid(self, spacing_mm_zyx) -> Geometry:
         """Lays a right-angled grid of the given spacing (mm along z, y, x) over this scan.

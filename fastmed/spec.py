@@ -9,6 +9,7 @@ from typing import Any
 TASKS = ("segmentation", "classification", "detection")
 MODALITIES = ("ct", "grey")
 REGIONS = ("scan", "lungs")
+AXES = ("SI", "PA", "LR")  # to the head or the feet, the back or the front, the left or the right
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,10 @@ class Spec:
     size_zyx: size of the network's grid, whatever the region's extent; None where spacing is given.
         A detection of 2 dimensions sees each slice of the scan at such a size, whose first is 1.
     window_hu: (low, high) of the intensity window that becomes 0..1.
+    axes: where the three axes of the network's input run to, each one of S and I (head, feet), of P
+        and A (back, front), of L and R. Those of this package's networks are "SPL", z, y, x; one
+        from MONAI that saw scans in "RAS" has x first. Sizes and spacings of this spec go along
+        the network's axes in their order. A detection has "SPL".
     outside_hu: what stands outside a sheared scan, or outside the scan around a region.
     tile_zyx: voxels of a sliding-window tile, each at least 1; a classification sees its whole
         grid at once and has none, a detection of 2 dimensions sees slice after slice.
@@ -175,6 +180,7 @@ class Spec:
     slices: int = 1
     detection: Detection | None = None
     limits: Limits = Limits()
+    axes: str = "SPL"
 
     def __post_init__(self) -> None:
         self._check_meaning()
@@ -216,6 +222,12 @@ class Spec:
             raise ValueError(f"size_zyx {size}: expected three sizes of at least 1")
         if len(window) != 2 or not all(map(math.isfinite, window)) or window[1] <= window[0]:
             raise ValueError(f"window_hu {window}: expected (low, high) with low < high")
+        if len(self.axes) != 3 or any(sum(a in pair for a in self.axes) != 1 for pair in AXES):
+            raise ValueError(
+                f"axes {self.axes!r}: expected one letter of S or I, one of P or A, one of L or R"
+            )
+        if self.axes != "SPL" and (self.task == "detection" or self.modality == "grey"):
+            raise ValueError(f"axes {self.axes!r}: of detections and grey images only 'SPL'")
         if not math.isfinite(self.outside_hu):
             raise ValueError(f"outside_hu {self.outside_hu}: expected a finite number")
 

@@ -19,6 +19,7 @@ def spec_to_table(spec: Spec) -> dict[str, Any]:
         "region": spec.region,
         "spacing_mm_zyx": _listed(spec.spacing_mm_zyx),
         "size_zyx": _listed(spec.size_zyx),
+        "axes": spec.axes if spec.axes != "SPL" else None,
         "window_hu": list(spec.window_hu),
         "outside_hu": spec.outside_hu,
     }
@@ -102,6 +103,7 @@ _GRID_OPTIONS: _Kinds = {
     "dimensions": _WHOLE,
     "region": _TEXT,
     "slices": _WHOLE,
+    "axes": _TEXT,
 }
 _DETECTION: _Kinds = {
     "strides": _WHOLES,

@@ -33,7 +33,22 @@ def test_every_entry_of_a_bundle_is_in_the_table():
         assert f"`detection.{entry}`" in TEXT
     for entry in spec_toml._GRID_OPTIONS:
         assert f"`grid.{entry}`" in TEXT
+    for entry in spec_toml._LIMITS:
+        assert f"`limits.{entry}`" in TEXT
     assert len(BUNDLES) == 3
+
+
+def test_the_printed_row_of_a_certificate_has_the_names_of_the_real_ones():
+    from dataclasses import asdict
+
+    from fastmed.inference.agreement import Agreement
+    from fastmed.inference.certificate import Row
+
+    (printed,) = re.findall(r'```json\n(\{\n  "engine": "ov",\n  "precision".*?)```', TEXT, re.S)
+    row = Row("ov", "fp32", "cpu", Agreement(0.0, 0.0, 0.0))
+    real = asdict(row) | {"verdict": row.verdict}
+    assert json.loads(printed).keys() == real.keys()
+    assert json.loads(printed)["agreement"].keys() == real["agreement"].keys()
 
 
 @pytest.mark.parametrize("luna16", [False, True])

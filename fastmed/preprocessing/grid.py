@@ -10,7 +10,7 @@ from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.ops import window_resample
 from fastmed.preprocessing.lungs import lung_box
-from fastmed.spec import Spec
+from fastmed.spec import AXES, Spec
 from fastmed.volume import Volume
 
 NO_SPACING = (
@@ -25,10 +25,11 @@ _REGIONS = {"scan": lambda volume: volume.geometry, "lungs": lung_box}
 def grid_geometry(volume: Volume, spec: Spec) -> Geometry:
     """Lays the network's grid over the spec's region of a scan.
 
-    Its axes are right-angled and run as `Geometry.grid` says. Its spacing is the spec's, or follows
-    from the region's extent where the spec gives a size. For a detection of 2 dimensions it is the
-    scan's own lattice, tilted as it is and its axes reordered and flipped as `along_patient` says,
-    with each slice divided into rows and columns as the spec gives them.
+    Its axes are right-angled and run as the spec's `axes` say, as nearly as the scan's can. Its
+    spacing is the spec's, or follows from the region's extent where the spec gives a size. For a
+    detection of 2 dimensions it is the scan's own lattice, tilted as it is and its axes reordered
+    and flipped as `along_patient` says, with each slice divided into rows and columns as the spec
+    gives them.
 
     Raises SeriesError where the region is not in the scan, or where the spec's spacing is in mm
     and the scan's is unknown.
@@ -40,8 +41,13 @@ def grid_geometry(volume: Volume, spec: Spec) -> Geometry:
         return scan.resized((scan.shape_zyx[0], *spec.size_zyx[1:]))
     region = _REGIONS[spec.region](volume)
     if spec.size_zyx is not None:
-        return region.grid_of_size(spec.size_zyx)
-    return region.grid(spec.spacing_mm_zyx)
+        return region.grid_of_size(_along_patient(spec.size_zyx, spec)).along(spec.axes)
+    return region.grid(_along_patient(spec.spacing_mm_zyx, spec)).along(spec.axes)
+
+
+def _along_patient(values: tuple, spec: Spec) -> tuple:
+    """Values of the network's axes in the order of head, back and left."""
+    return tuple(values[next(k for k, a in enumerate(spec.axes) if a in pair)] for pair in AXES)
 
 
 def fill_hu(volume: Volume, spec: Spec) -> float | None:

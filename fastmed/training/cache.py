@@ -153,7 +153,7 @@ class Cache:
                 "slices": case.slices,
                 "values": {name: list(stored) for name, stored in values.items()},
                 "labels": [(label.name, label.value, label.grey) for label in spec.labels],
-                "grid": (spec.modality, spec.region, spec.spacing_mm_zyx, spec.size_zyx),
+                "grid": (spec.modality, spec.region, spec.axes, spec.spacing_mm_zyx, spec.size_zyx),
                 "slice_by_slice": spec.task == "detection" and spec.dimensions == 2,
                 "outside_hu": spec.outside_hu,
                 "tile": spec.tile_zyx,

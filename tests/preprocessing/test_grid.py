@@ -10,7 +10,7 @@ from test_lungs import GEOMETRIES, LUNG_LPS_MM, corners_lps_mm, scan_of
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.preprocessing import grid_geometry, to_grid
-from fastmed.spec import Label, Spec
+from fastmed.spec import AXES, Label, Spec
 from fastmed.volume import Volume
 
 SCAN = Spec(
@@ -80,3 +80,40 @@ def test_unknown_spacing_is_refused_where_the_spec_needs_mm_and_taken_where_it_d
     with pytest.raises(SeriesError, match=r'put \{"spacing_mm_zyx": \[z, y, x\]\} into a .json'):
         to_grid(volume, SCAN)
     assert to_grid(volume, SIZED)[0].shape == SIZED.size_zyx
+
+
+DIRECTIONS = {
+    "S": (0, 0, 1), "I": (0, 0, -1), "P": (0, 1, 0),
+    "A": (0, -1, 0), "L": (1, 0, 0), "R": (-1, 0, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("axes", ["SPL", "RAS", "LPS", "IAR", "PLS"])
+@pytest.mark.parametrize("name", ["upright", "flipped", "sagittal", "tilted"])
+@pytest.mark.parametrize("sized", [False, True])
+def test_axes_run_where_the_spec_says(axes, name, sized):
+    """The same voxels as of the patient's axes, in another order: sizes and spacings with them."""
+    volume = scan_of(GEOMETRIES[name])
+    order = [next(k for k, pair in enumerate(AXES) if a in pair) for a in axes]
+    values = {"SPL": (4.0, 3.0, 2.0), "sizes": (24, 32, 40)}
+    spec = replace(SIZED if sized else SCAN, axes=axes)
+    if sized:
+        spec = replace(spec, size_zyx=tuple(values["sizes"][k] for k in order))
+    else:
+        spec = replace(spec, spacing_mm_zyx=tuple(values["SPL"][k] for k in order))
+    plain, plain_grid = to_grid(volume, SIZED if sized else SCAN)
+    image, grid = to_grid(volume, spec)
+    for direction, letter in zip(grid.directions, axes, strict=True):
+        assert direction @ DIRECTIONS[letter] > 0.9
+    if not sized:
+        assert grid.spacing_mm_zyx == pytest.approx(spec.spacing_mm_zyx)
+    backwards = [k for k, letter in enumerate(axes) if letter in "IAR"]
+    torch.testing.assert_close(image, plain.permute(order).flip(backwards), atol=1e-5, rtol=0)
+    assert grid.along_patient().shape_zyx == plain_grid.shape_zyx
+    np.testing.assert_allclose(grid.along_patient().affine, plain_grid.affine, atol=1e-9)
+
+
+@pytest.mark.parametrize("axes", ["SP", "SPX", "SIL", "spl", "SPLR"])
+def test_axes_that_are_none_are_named(axes):
+    with pytest.raises(ValueError, match=f"axes '{axes}': expected one letter of S or I"):
+        replace(SCAN, axes=axes)

@@ -1,0 +1,41 @@
+"""Certifies bundles and puts the tables into docs/engines.md: certificates.py BUNDLE=SCANS ...
+
+BUNDLE "demo" is the demo bundle, certified in a copy: what ships with the package has no
+certificate, which would be another machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import fastmed
+from fastmed import bundle as bundles
+from fastmed.inference.certificate import table
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "engines.md"
+BEGIN, END = "<!-- certificates -->", "<!-- end of certificates -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pairs", nargs="+", metavar="BUNDLE=SCANS")
+    tables = [_certified(*pair.split("=", 1)) for pair in parser.parse_args().pairs]
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    DOCUMENT.write_text("\n\n".join([before, *tables, after]), encoding="utf-8")
+
+
+def _certified(name: str, scans: str) -> str:
+    source = bundles.demo_path() if name == "demo" else Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(source, Path(folder) / source.name)
+        for precision in ("fp32", "fp16"):
+            fastmed.export(copy, precision=precision)
+        return table(fastmed.certify(copy, scans)).replace(f"{copy}", source.name).strip()
+
+
+if __name__ == "__main__":
+    main()
