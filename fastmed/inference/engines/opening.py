@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import platform
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from fastmed.bundle import Bundle
 from fastmed.errors import BundleError, UsageError
 from fastmed.inference.engines.onnx_runtime import OnnxRuntimeEngine
 from fastmed.inference.engines.open_vino import OpenVinoEngine
-from fastmed.inference.engines.protocol import Engine
+from fastmed.inference.engines.protocol import Engine, EngineRefused
 from fastmed.inference.engines.pytorch import TorchEngine
+from fastmed.inference.engines.tensor_rt import TensorRtEngine
+from fastmed.inference.engines.tensor_rt_flavour import MODULES, install_command
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,19 @@ class _Kind:
     """One line of the table of engines."""
 
     build: Callable[[Bundle, str], Engine]
-    module: str
+    modules: tuple[str, ...]  # any of them will do
     devices: tuple[str, ...]
     needs_onnx: bool
     install: str
 
 
-# From the fastest to the slowest, for UNet3d on 2 CPU cores; tools/score_demo.py times them.
+# From the fastest to the slowest; those of the CPU for UNet3d on 2 cores, where tools/score_demo.py
+# times them.
 _KINDS = {
-    "ov": _Kind(OpenVinoEngine, "openvino", ("cpu",), True, "pip install openvino"),
-    "ort": _Kind(OnnxRuntimeEngine, "onnxruntime", ("cpu",), True, "pip install onnxruntime"),
-    "torch": _Kind(TorchEngine, "torch", ("cpu", "cuda"), False, "pip install torch"),
+    "trt": _Kind(TensorRtEngine, MODULES, ("cuda",), True, install_command()),
+    "ov": _Kind(OpenVinoEngine, ("openvino",), ("cpu",), True, "pip install openvino"),
+    "ort": _Kind(OnnxRuntimeEngine, ("onnxruntime",), ("cpu",), True, "pip install onnxruntime"),
+    "torch": _Kind(TorchEngine, ("torch",), ("cpu", "cuda"), False, "pip install torch"),
 }
 NAMES = ("auto", *_KINDS)
 
@@ -40,8 +45,8 @@ NAMES = ("auto", *_KINDS)
 def open_engine(bundle: Bundle, engine: str = "auto", device: str = "auto") -> tuple[Engine, str]:
     """Loads a bundle's network into an engine.
 
-    engine: "auto", "torch", "ort" or "ov". "auto" takes the fastest that is present for the
-        device; a named engine that is absent is an error, never replaced.
+    engine: "auto", "torch", "ort", "ov" or "trt". "auto" takes the fastest that is present for the
+        device and takes it; a named engine that is absent or refuses is an error, never replaced.
     device: "auto" (a CUDA device where torch has one), "cpu", "cuda" or "cuda:1".
 
     Returns the engine and one sentence that says which it is and why.
@@ -53,14 +58,24 @@ def open_engine(bundle: Bundle, engine: str = "auto", device: str = "auto") -> t
     if engine != "auto":
         if reason := _absent(engine, bundle, device):
             raise UsageError(f"--engine {engine}: {reason}")
-        return _build(engine, bundle, device), f"engine {engine} on {device}, as asked"
+        try:
+            return _build(engine, bundle, device), f"engine {engine} on {device}, as asked"
+        except EngineRefused as error:
+            raise UsageError(f"--engine {engine}: {error}") from error
     passed = []
-    for name in _KINDS:
+    for name, kind in _KINDS.items():
+        if device.split(":")[0] not in kind.devices:
+            continue
         if reason := _absent(name, bundle, device):
             passed.append(f"{name}: {reason}")
             continue
+        try:
+            opened = _build(name, bundle, device)
+        except EngineRefused as error:
+            passed.append(f"{name}: {error}")
+            continue
         because = "; ".join(passed) or "the fastest of those present"
-        return _build(name, bundle, device), f"engine {name} on {device} ({because})"
+        return opened, f"engine {name} on {device} ({because})"
     raise UsageError(
         f"--engine auto: no engine runs {bundle.path} on {device}: {'; '.join(passed)}"
     )
@@ -68,26 +83,42 @@ def open_engine(bundle: Bundle, engine: str = "auto", device: str = "auto") -> t
 
 def survey() -> list[tuple[str, str, str]]:
     """Lists each engine: its name, its version or "absent", and how to install it if absent."""
-    from importlib import metadata
-
     rows = []
     for name, kind in _KINDS.items():
-        present = importlib.util.find_spec(kind.module) is not None
-        try:
-            version = metadata.version(kind.module) if present else "absent"
-        except metadata.PackageNotFoundError:  # its distribution has another name: -gpu, -nightly
-            version = "present, of unknown version"
-        rows.append((name, version, "" if present else kind.install))
+        if module := _present(kind):
+            rows.append((name, _version(module), ""))
+        else:
+            rows.append((name, "absent", kind.install))
     return rows
+
+
+def _version(module: str) -> str:
+    from importlib import metadata
+
+    # Some distributions have another name than their module: -gpu, -nightly, -cu13.
+    for name in (module, *metadata.packages_distributions().get(module, ())):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "present, of unknown version"
+
+
+def _present(kind: _Kind) -> str:
+    """The first of a kind's modules that is installed; empty where none is."""
+    return next((name for name in kind.modules if importlib.util.find_spec(name) is not None), "")
 
 
 def _absent(name: str, bundle: Bundle, device: str) -> str:
     """Why an engine cannot run this bundle on this device; empty where it can."""
     kind = _KINDS[name]
-    if importlib.util.find_spec(kind.module) is None:
-        return f"not installed on this machine ({platform.machine()}); {kind.install}"
+    reasons = []
     if device.split(":")[0] not in kind.devices:
-        return f"runs on {' and '.join(kind.devices)}, not on {device}"
+        reasons.append(f"runs on {' and '.join(kind.devices)}, not on {device}")
+        if "cpu" not in kind.devices and not torch.cuda.is_available():
+            reasons.append(f"torch {torch.__version__} sees no CUDA device")
+    if not _present(kind):
+        reasons.append(f"not installed on this machine ({platform.machine()}); {kind.install}")
+    if reasons:
+        return "; ".join(reasons)
     if kind.needs_onnx and not bundle.onnx_path.is_file():
         return f"{bundle.path} has no model.onnx; fastmed export {bundle.path} --to onnx"
     if not kind.needs_onnx and bundle.spec.network is None:
@@ -98,7 +129,7 @@ def _absent(name: str, bundle: Bundle, device: str) -> str:
 def _build(name: str, bundle: Bundle, device: str) -> Engine:
     try:
         return _KINDS[name].build(bundle, device)
-    except BundleError:
+    except (BundleError, EngineRefused):
         raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
-from fastmed.errors import SeriesError
+from fastmed.errors import SeriesError, UsageError
 from fastmed.spec import Spec
+
+# Tiles at once by dimensions, on CUDA. One tile fills a CPU, also one slice of 256 x 256: of eight
+# at once, OpenVINO takes as long for each.
+CUDA_BATCHES = {3: 4, 2: 8}
+
+
+class EngineRefused(UsageError):
+    """An engine's library is present, but does not take this device or this network."""
 
 
 class Engine(Protocol):
     """A network that is loaded and ready.
 
-    name: as --engine names it. device: "cpu" or "cuda:0".
+    name: as --engine names it. device: "cpu" or "cuda:0". say: receives a sentence where something
+    takes long, such as a build.
     Called with tiles [B, C, D, H, W] float32 on `device`, it returns logits [B, K, D, H, W]
     float32 there, [B, K] from a classification or [B, N, 2K + classes] from a detection; they stay
     valid until the next call.
@@ -21,6 +32,7 @@ class Engine(Protocol):
 
     name: str
     device: str
+    say: Callable[[str], None]
 
     def __call__(self, tiles: Tensor) -> Tensor: ...
 
@@ -32,6 +44,7 @@ class TileEngine:
     """
 
     def __init__(self, spec: Spec, device: str):
+        self.say: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr)
         self.device = device
         self._flat = spec.dimensions == 2
         self._repeats = self._flat and spec.task == "detection"
