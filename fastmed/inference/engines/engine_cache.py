@@ -1,4 +1,4 @@
-"""Engine cache: what was built for one network, library and GPU stays on disk for the next start."""
+"""Engine cache: what was built for one network, library and GPU stays for the next start."""
 
 from __future__ import annotations
 

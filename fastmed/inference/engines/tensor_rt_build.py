@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,10 @@ from fastmed.inference.engines.onnx_file import OnnxFile
 from fastmed.inference.engines.protocol import EngineRefused
 from fastmed.inference.engines.tensor_rt_flavour import Flavour, Gpu, install_command
 from fastmed.inference.engines.tensor_rt_profile import Profile
+from fastmed.inference.engines.tensor_rt_progress import build_monitor
 
 # float32 means float32: TensorRT would else multiply with 10 bits of mantissa.
 FLAGS_CLEARED = ("TF32",)
-_REPORT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def build(
         shapes.set_shape(image.name, profile.smallest, profile.usual, profile.largest)
         config.add_optimization_profile(shapes)
     timing = _use_timing_cache(target, config, cache)
-    monitor = _monitor(trt, f"{target.flavour} builds an engine for tiles {profile}", say)
+    monitor = build_monitor(trt, f"{target.flavour} builds an engine for tiles {profile}", say)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if monitor.interrupt is not None:
@@ -190,48 +189,3 @@ def _use_timing_cache(target: Target, config: Any, cache: EngineCache | None) ->
         timing = config.create_timing_cache(b"")
         config.set_timing_cache(timing, False)
     return timing
-
-
-def _monitor(trt: Any, what: str, say: Callable[[str], None]) -> Any:
-    class Monitor(trt.IProgressMonitor):
-        """Reports the share that is done. An exception, such as Ctrl-C, must not cross into C++."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.interrupt: BaseException | None = None
-            self._phases: dict[str, list] = {}  # name: parent, steps, steps done
-            self._started = self._reported = time.monotonic()
-
-        def phase_start(self, phase_name, parent_phase, num_steps) -> None:
-            self._phases[phase_name] = [parent_phase, max(num_steps, 1), 0]
-
-        def phase_finish(self, phase_name) -> None:
-            self._phases.pop(phase_name, None)
-
-        def step_complete(self, phase_name, step) -> bool:
-            try:
-                if phase_name in self._phases:
-                    self._phases[phase_name][2] = step + 1
-                self._report()
-            except BaseException as error:
-                self.interrupt = error
-            return self.interrupt is None
-
-        def _report(self) -> None:
-            now = time.monotonic()
-            if now - self._reported < _REPORT_SECONDS:
-                return
-            self._reported = now
-            share = self._share(None)
-            say(f"{what}: {100 * share:.0f} %, {now - self._started:.0f} s")
-
-        def _share(self, parent: str | None) -> float:
-            """How far the phases under one are, 0..1."""
-            shares = [
-                min(done + self._share(name), steps) / steps
-                for name, (above, steps, done) in self._phases.items()
-                if above == parent != name
-            ]
-            return max(shares, default=0.0)
-
-    return Monitor()
