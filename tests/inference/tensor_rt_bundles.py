@@ -61,9 +61,7 @@ def _ranged(low, high) -> Profile:
     return Profile(low, high, high)
 
 
-_CUBES = Shapes(
-    Profile.of_one((4, 1, 32, 32, 32)), _ranged((1, 1, 16, 16, 16), (4, 1, 48, 48, 48))
-)
+_CUBES = Shapes(Profile.of_one((4, 1, 32, 32, 32)), _ranged((1, 1, 16, 16, 16), (4, 1, 48, 48, 48)))
 SHAPES = dict.fromkeys(SPECS, _CUBES) | {
     "unet2d": Shapes(Profile.of_one((8, 1, 64, 64)), _ranged((1, 1, 16, 16), (8, 1, 96, 96))),
     "ssd300_vgg16": Shapes(

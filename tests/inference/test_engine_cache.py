@@ -81,6 +81,12 @@ def another_gpus(cache):
         os.replace(cache.folder / f"{other.stem}.{ending}", cache.folder / f"{ENTRY.stem}.{ending}")
 
 
+def a_folder(cache):
+    path = only(cache, ".bin")
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGE = {
     "cut": lambda c: only(c, ".bin").write_bytes(b"the eng"),
     "one bit": lambda c: only(c, ".bin").write_bytes(b"the enginf"),
@@ -91,9 +97,9 @@ DAMAGE = {
     "json of another shape": lambda c: only(c, ".json").write_text("[1, 2]"),
     "json is no text": lambda c: only(c, ".json").write_bytes(b"\xff\xfe\x00"),
     "json nested without end": lambda c: only(c, ".json").write_text("[" * 100_000),
-    "folder in its place": lambda c: (only(c, ".bin").unlink(), (c.folder / f"{ENTRY.stem}.bin").mkdir()),
+    "folder in its place": a_folder,
     "another GPU's": another_gpus,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
