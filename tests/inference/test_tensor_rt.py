@@ -281,6 +281,17 @@ def test_auto_goes_on_where_it_refuses_and_says_why(read, on_cuda, monkeypatch):
     )
 
 
+def test_the_choice_names_the_library(read, on_cuda, workshop):
+    library = str(workshop.flavours[0])
+    assert open_engine(read, "trt")[1] == f"engine trt ({library}) on cuda:0, as asked"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_who_has_no_gpu_is_not_told_to_install_it(monkeypatch):
+    monkeypatch.setattr(opening, "_present", lambda kind: "")
+    assert opening.survey()[0] == ("trt", "absent", "")
+
+
 def test_named_it_is_never_replaced_where_it_refuses(read, on_cuda, monkeypatch):
     with_builds(monkeypatch, trt=refusing)
     with pytest.raises(UsageError, match=r"--engine trt: TensorRT 12.0 refuses Old GPU"):

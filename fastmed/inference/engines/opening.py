@@ -59,7 +59,8 @@ def open_engine(bundle: Bundle, engine: str = "auto", device: str = "auto") -> t
         if reason := _absent(engine, bundle, device):
             raise UsageError(f"--engine {engine}: {reason}")
         try:
-            return _build(engine, bundle, device), f"engine {engine} on {device}, as asked"
+            opened = _build(engine, bundle, device)
+            return opened, f"{_named(engine, opened)} on {device}, as asked"
         except EngineRefused as error:
             raise UsageError(f"--engine {engine}: {error}") from error
     passed = []
@@ -75,20 +76,24 @@ def open_engine(bundle: Bundle, engine: str = "auto", device: str = "auto") -> t
             passed.append(f"{name}: {error}")
             continue
         because = "; ".join(passed) or "the fastest of those present"
-        return opened, f"engine {name} on {device} ({because})"
+        return opened, f"{_named(name, opened)} on {device} ({because})"
     raise UsageError(
         f"--engine auto: no engine runs {bundle.path} on {device}: {'; '.join(passed)}"
     )
 
 
 def survey() -> list[tuple[str, str, str]]:
-    """Lists each engine: its name, its version or "absent", and how to install it if absent."""
+    """Lists each engine: its name, its version or "absent", and how to install it if absent.
+
+    The last is empty where the engine needs a CUDA device and there is none.
+    """
     rows = []
     for name, kind in _KINDS.items():
         if module := _present(kind):
             rows.append((name, _version(module), ""))
         else:
-            rows.append((name, "absent", kind.install))
+            useful = "cpu" in kind.devices or torch.cuda.is_available()
+            rows.append((name, "absent", kind.install if useful else ""))
     return rows
 
 
@@ -124,6 +129,11 @@ def _absent(name: str, bundle: Bundle, device: str) -> str:
     if not kind.needs_onnx and bundle.spec.network is None:
         return f"{bundle.path} names no [network] that torch could build"
     return ""
+
+
+def _named(name: str, engine: Engine) -> str:
+    library = getattr(engine, "library", "")
+    return f"engine {name} ({library})" if library else f"engine {name}"
 
 
 def _build(name: str, bundle: Bundle, device: str) -> Engine:

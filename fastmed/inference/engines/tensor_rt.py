@@ -33,7 +33,8 @@ class TensorRtEngine(TileEngine):
     one for a range of shapes. Each is built at its first call, which takes minutes with TensorRT,
     and kept in the user's cache folder.
 
-    onnx_path: the ONNX file; without one, the bundle's.
+    onnx_path: the ONNX file; without one, the bundle's. library: which of the two it is, and its
+    version.
 
     Raises EngineRefused where no library that is present takes the GPU or the network, BundleError
     for a damaged file.
@@ -48,6 +49,7 @@ class TensorRtEngine(TileEngine):
         self._channels = onnx.image.axes[1] if len(onnx.image.axes) > 1 else None
         with torch.cuda.device(device):
             self._target = accepted(onnx, Gpu.of(device), self._cache)
+        self.library = str(self._target.flavour)
         self._chooser = ProfileChooser(bundle.spec, onnx.image.axes)
         self._programs: dict[bool, tuple[Profile, Program]] = {}  # by whether of one shape
         self._failures: dict[Profile, BundleError] = {}
