@@ -78,6 +78,7 @@ def deserialised(flavour: Flavour, plan: bytes) -> tuple[Any, Any] | None:
 
     The runtime must outlive the engine.
     """
+    flavour.log.errors.clear()
     try:
         runtime = flavour.trt.Runtime(flavour.log)
     except (RuntimeError, TypeError):  # pybind11's words for a null pointer

@@ -109,7 +109,8 @@ def _log(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+            is_error = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+            if is_error and len(self.errors) < 20:
                 self.errors.append(" ".join(message.split())[:300])
 
         def take(self) -> str:

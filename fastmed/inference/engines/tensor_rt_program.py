@@ -90,6 +90,7 @@ class Program:
         """Gives the network memory for tiles of a shape. It is the stream's own: what is freed here
         is used again only behind the work that is under way on it."""
         self._graph, self._shape = None, ()
+        self._flavour.log.errors.clear()
         context = self._context
         if not context.set_input_shape(self._image_name, shape):
             raise SeriesError(f"{self._flavour} refuses tiles {list(shape)}: {self._why()}")
