@@ -33,6 +33,12 @@ $(VENV)/integrations-ready: $(READY)
 	  lazy_loader pandas python-dateutil scikit-image tifffile threadpoolctl tqdm
 	touch $@
 
+# NVIDIA's parser and builder, which need no GPU; 234 MB. Without them their tests are skipped.
+$(VENV)/tensor-rt-ready: $(READY)
+	case "$$(uname -sm)" in "Linux x86_64") \
+	  $(PIP) install -c constraints.txt --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings ;; esac
+	touch $@
+
 # Beside the other packages, not among them: they take an importable torchvision for a whole one.
 ORACLES := build/oracles
 $(ORACLES)/torchvision: $(VENV)/installed
@@ -42,7 +48,7 @@ $(ORACLES)/torchvision: $(VENV)/installed
 demo: $(READY)
 	$(PYTHON) tools/demo.py $(if $(SCANS),--scans $(SCANS))
 
-test: $(VENV)/integrations-ready $(ORACLES)/torchvision
+test: $(VENV)/integrations-ready $(VENV)/tensor-rt-ready $(ORACLES)/torchvision
 	$(PYTHON) -m pytest
 
 # What takes minutes or many gigabytes: the large op cases, and volumes of more than 2**31 voxels.

@@ -168,7 +168,10 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=Path, metavar="BUNDLE", help="a bundle's folder; default: the demo (liver)"
     )
     command.add_argument(
-        "--engine", default="auto", metavar="NAME", help="auto, torch, ort or ov (default: auto)"
+        "--engine",
+        default="auto",
+        metavar="NAME",
+        help="auto, torch, ort, ov or trt (default: auto)",
     )
     command.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"

@@ -1,4 +1,4 @@
-"""Checks and times the CUDA kernels on a GPU: python tools/check_gpu.py [--output FILE]
+"""Checks and times the CUDA kernels and TensorRT: python tools/check_gpu.py [--output FILE]
 
 Runs the CUDA tests, compute-sanitizer, a comparison of every op case with the CPU, captures in CUDA
 graphs and the timings, then writes docs/gpu.md. Exit status 0 where all is met, 1 where something
@@ -134,10 +134,11 @@ def install() -> None:
 
 def every_result() -> Iterator[Result]:
     """All checks and timings; one that breaks off counts as failed and stops no other."""
+    import gpu_tensor_rt
     import gpu_timings
 
     checks = (cuda_tests, sanitized_calls, agreement, graph_capture)
-    for part in (*checks, *gpu_timings.ALL):
+    for part in (*checks, *gpu_timings.ALL, *gpu_tensor_rt.ALL):
         try:
             yield from part()
         except RuntimeError as error:

@@ -63,7 +63,8 @@ Measured on {day} by `python tools/check_gpu.py`, which wrote this page. {verdic
 
 Times are medians by CUDA events. A share of a copy counts the bytes that must be read and written
 once, against a float32 copy of 1 GiB in the same run. Graphs are captured with default keywords:
-numbers given by the host become device memory by a copy, which a capture refuses.
+numbers given by the host become device memory by a copy, which a capture refuses. TensorRT computes
+in float32, where torch rounds to TF32 unless told otherwise; networks have fresh weights.
 
 Without a GPU, `tests/cuda_on_cpu` runs the same kernels on the host: their indices, barriers and
 bounds, but neither the GPU's memory model nor its speed.

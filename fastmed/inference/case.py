@@ -17,6 +17,7 @@ from fastmed.errors import SeriesError
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
 from fastmed.inference.engines import Engine, open_engine
+from fastmed.inference.engines.protocol import CUDA_BATCHES
 from fastmed.inference.looks import TASKS
 from fastmed.preprocessing import to_grid
 from fastmed.spec import Spec
@@ -110,7 +111,7 @@ class Model:
             return logits
 
         on_cuda = self.engine.device.startswith("cuda")
-        batch = self.batch or (_CUDA_BATCHES[self.spec.dimensions] if on_cuda else 1)
+        batch = self.batch or (CUDA_BATCHES[self.spec.dimensions] if on_cuda else 1)
         is_brief = brief and task.brief is not None
         look = task.brief if is_brief else task.look
         said = look(image, network, self.spec, batch, progress)
@@ -130,11 +131,6 @@ class Model:
             return TASKS[self.spec.task].decode(logits, grid, volume, self.spec)
 
 
-# Tiles at once by dimensions, on CUDA. One tile fills a CPU, also one slice of 256 x 256: of eight
-# at once, OpenVINO takes as long for each.
-_CUDA_BATCHES = {3: 4, 2: 8}
-
-
 def load(
     bundle: str | Path | None = None,
     *,
@@ -145,7 +141,7 @@ def load(
     """Loads a bundle for inference: of any task, of CT or grey images.
 
     bundle: its folder; None takes the demo bundle (liver) of the package.
-    engine: "auto", "torch", "ort" or "ov"; device: "auto", "cpu", "cuda" or "cuda:1".
+    engine: "auto", "torch", "ort", "ov" or "trt"; device: "auto", "cpu", "cuda" or "cuda:1".
     precision: "fp32", "fp16" or "bf16": what the network computes in; or "auto"
         (`engines.open_engine`).
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastmed.cache_folder import cache_folder
 from fastmed.errors import FastmedError
 from fastmed.geometry import Geometry
 from fastmed.spec import Spec
@@ -61,10 +62,7 @@ class Cache:
     @staticmethod
     def default_folder() -> Path:
         """FASTMED_CACHE, else the user's cache folder."""
-        if named := os.environ.get("FASTMED_CACHE"):
-            return Path(named)
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(home) / "fastmed" / "training"
+        return cache_folder("training")
 
     def stored(
         self, case: Case, spec: Spec, values: Mapping[str, tuple[int, ...]], crop: Crop = "scan"

@@ -81,7 +81,7 @@ def test_the_table_has_a_line_for_each_that_ran_and_a_reason_for_the_others(cert
 def test_auto_takes_the_fastest_that_was_measured_here(copied):
     facts = json.loads((copied / "certificate.json").read_text())
     for row in facts["rows"]:
-        row["network_seconds"] = {"ort": 0.1, "ov": 0.2, "torch": 0.3}[row["engine"]]
+        row["network_seconds"] = {"ort": 0.1, "ov": 0.2}.get(row["engine"], 0.3)
         if (row["engine"], row["precision"]) == ("torch", "bf16") and row["agreement"]:
             row.update(verdict="passed", network_seconds=0.01, misses=[])
     (copied / "certificate.json").write_text(json.dumps(facts))

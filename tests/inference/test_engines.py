@@ -92,7 +92,7 @@ def test_a_bundle_that_no_engine_runs_says_what_each_lacks(copied):
 
 
 WRONG = {
-    "engine": ("trtx", "cpu", "--engine trtx: expected one of auto, ov, ort, torch"),
+    "engine": ("trtx", "cpu", "--engine trtx: expected one of auto, trt, ov, ort, torch"),
     "device": ("auto", "gpu", "--device gpu: expected auto, cpu, cuda"),
     "device type": ("auto", "meta", "--device meta: expected auto, cpu, cuda"),
     "cuda:99": ("auto", "cuda:99", "--device cuda:99: torch sees"),

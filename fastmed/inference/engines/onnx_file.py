@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
 from fastmed.bundle import Bundle, file_sha256
 from fastmed.errors import BundleError
+from fastmed.exporter import WEIGHTS_KEY
+
+_FLOATS = {1: "float32", 10: "float16", 16: "bfloat16", 11: "float64"}  # onnx.TensorProto.DataType
 
 
 def missing_file(bundle: Bundle, precision: str) -> str:
@@ -20,12 +28,66 @@ def export_command(bundle: Bundle, precision: str) -> str:
     return f"fastmed export {bundle.path} --to onnx{chosen}"
 
 
-def only_one_each(inputs: list, outputs: list, bundle: Bundle) -> tuple:
+@dataclass(frozen=True)
+class OnnxValue:
+    """The input or the output of a network. axes: None for one that is free."""
+
+    name: str
+    dtype: str
+    axes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file that has been read and found whole.
+
+    sha256: of the file and of the weights that lie in files beside it.
+    precision: the dtypes of its weights, such as "float32" or "float16+float32".
+    """
+
+    path: Path
+    sha256: str
+    image: OnnxValue
+    logits: OnnxValue
+    precision: str
+
+    def content(self) -> bytes:
+        """The file's bytes. Raises BundleError where they have changed since it was opened."""
+        if _sha256(self.path, _external(_parse(self.path), self.path)) != self.sha256:
+            raise BundleError(f"{self.path}: was replaced while in use; start again")
+        return self.path.read_bytes()
+
+
+def open_onnx(bundle: Bundle, precision: str = "fp32") -> OnnxFile:
+    """Reads the ONNX file of a precision without running anything.
+
+    Raises BundleError for a damaged file, for one that was exported from other weights than the
+    bundle's, for more inputs or outputs than one each, for those that are not floating point, and
+    for weights that lie in a file outside the bundle's folder.
+    """
+    path = bundle.onnx_path(precision)
+    model = _parse(path)
+    named = {entry.key: entry.value for entry in model.metadata_props}
+    refuse_stale(bundle, named.get(WEIGHTS_KEY), precision)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    image, logits = only_one_each(inputs, list(model.graph.output), bundle, precision)
+    dtypes = {_FLOATS[t.data_type] for t in model.graph.initializer if t.data_type in _FLOATS}
+    return OnnxFile(
+        path=path,
+        sha256=_sha256(path, _external(model, path)),
+        image=_value(image, path),
+        logits=_value(logits, path),
+        precision="+".join(sorted(dtypes)) or "float32",
+    )
+
+
+def only_one_each(inputs: list, outputs: list, bundle: Bundle, precision: str = "fp32") -> tuple:
     """The only input and output of an ONNX network, which may have any names."""
     if len(inputs) != 1 or len(outputs) != 1:
         raise BundleError(
-            f"bundle {bundle.path}: model.onnx has {len(inputs)} inputs and {len(outputs)} "
-            "outputs; expected one image and one tensor of logits"
+            f"bundle {bundle.path}: {bundle.onnx_path(precision).name} has {len(inputs)} inputs "
+            f"and {len(outputs)} outputs; expected one image and one tensor of logits"
         )
     return inputs[0], outputs[0]
 
@@ -39,3 +101,66 @@ def refuse_stale(bundle: Bundle, exported_from: str | None, precision: str = "fp
             f"bundle {bundle.path}: {bundle.onnx_path(precision).name} was exported from other "
             f"weights; {export_command(bundle, precision)}"
         )
+
+
+def _parse(path: Path):
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read as ONNX ({error}); export it again") from error
+
+
+def _value(value, path: Path) -> OnnxValue:
+    tensor = value.type.tensor_type
+    dtype = _FLOATS.get(tensor.elem_type, "")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise BundleError(
+            f"{path}: {value.name} is of ONNX type {tensor.elem_type}; expected float32, float16 "
+            "or bfloat16"
+        )
+    axes = [axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim]
+    return OnnxValue(value.name, dtype, tuple(axes))
+
+
+def _external(model, path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold its weights."""
+    folder, found = path.parent.resolve(), set()
+    nodes = [node for function in model.functions for node in function.node]
+    for tensor in (*_tensors(model.graph), *_tensors_of(nodes)):
+        named = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" not in named:
+            continue
+        place = (folder / named["location"]).resolve()
+        if not place.is_relative_to(folder) or not place.is_file():
+            raise BundleError(
+                f"{path}: the weights {tensor.name} are said to lie in {named['location']!r}; "
+                f"expected a file in {path.parent}"
+            )
+        found.add(place)
+    return sorted(found)
+
+
+def _tensors(graph) -> Iterator:
+    """Every tensor that a graph stores, also in its nodes and their subgraphs."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _tensors_of(graph.node)
+
+
+def _tensors_of(nodes) -> Iterator:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _tensors(inner)
+
+
+def _sha256(path: Path, external: list[Path]) -> str:
+    parts = [file_sha256(each) for each in (path, *external)]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import platform
@@ -15,8 +16,10 @@ from fastmed.inference.certificate import JSON_FILE as CERTIFICATE
 from fastmed.inference.certificate import Verdicts, verdicts
 from fastmed.inference.engines.onnx_runtime import OnnxRuntimeEngine
 from fastmed.inference.engines.open_vino import OpenVinoEngine
-from fastmed.inference.engines.protocol import Engine
+from fastmed.inference.engines.protocol import Engine, EngineRefused
 from fastmed.inference.engines.pytorch import TorchEngine
+from fastmed.inference.engines.tensor_rt import TensorRtEngine
+from fastmed.inference.engines.tensor_rt_flavour import MODULES, install_command
 from fastmed.models.precision import DTYPES
 
 
@@ -24,17 +27,19 @@ from fastmed.models.precision import DTYPES
 class _Kind:
     """One line of the table of engines: its class, what it needs, and how to get that."""
 
-    engine: type[OpenVinoEngine | OnnxRuntimeEngine | TorchEngine]
-    module: str
+    engine: type[TensorRtEngine | OpenVinoEngine | OnnxRuntimeEngine | TorchEngine]
+    modules: tuple[str, ...]  # any of them will do
     devices: tuple[str, ...]
     install: str
 
 
-# From the fastest to the slowest, for UNet3d on 2 CPU cores; tools/score_demo.py times them.
+# From the fastest to the slowest; those of the CPU for UNet3d on 2 cores, where tools/score_demo.py
+# times them.
 _KINDS = {
-    "ov": _Kind(OpenVinoEngine, "openvino", ("cpu",), "pip install openvino"),
-    "ort": _Kind(OnnxRuntimeEngine, "onnxruntime", ("cpu",), "pip install onnxruntime"),
-    "torch": _Kind(TorchEngine, "torch", ("cpu", "cuda"), "pip install torch"),
+    "trt": _Kind(TensorRtEngine, MODULES, ("cuda",), install_command()),
+    "ov": _Kind(OpenVinoEngine, ("openvino",), ("cpu",), "pip install openvino"),
+    "ort": _Kind(OnnxRuntimeEngine, ("onnxruntime",), ("cpu",), "pip install onnxruntime"),
+    "torch": _Kind(TorchEngine, ("torch",), ("cpu", "cuda"), "pip install torch"),
 }
 NAMES = ("auto", *_KINDS)
 PRECISIONS = tuple(DTYPES)
@@ -45,10 +50,11 @@ def open_engine(
 ) -> tuple[Engine, str]:
     """Loads a bundle's network into an engine.
 
-    engine: "auto", "torch", "ort" or "ov". "auto" takes the fastest that is present for the device:
-        the fastest measured, where the bundle has a certificate of this machine (`certify`), and
-        never one that a certificate refuses. A named engine that is absent is an error, never
-        replaced; one that a certificate refuses runs, and that is said.
+    engine: "auto", "torch", "ort", "ov" or "trt". "auto" takes the fastest that is present for the
+        device: the fastest measured, where the bundle has a certificate of this machine
+        (`certify`), and never one that a certificate refuses. A named engine that is absent, or
+        does not take this device, is an error, never replaced; one that a certificate refuses runs,
+        and that is said.
     device: "auto" (a CUDA device where torch has one), "cpu", "cuda" or "cuda:1".
     precision: "fp32", "fp16" or "bf16": what the network computes in. A machine or an engine that
         cannot is an error, never a silent float32. "auto": the fastest of float32 and those that
@@ -65,11 +71,16 @@ def open_engine(
     device = device_of(device)
     said = verdicts(bundle, device)
     passed = []
-    for name, chosen in _candidates(engine, precision, said):
+    for name, chosen in _candidates(engine, device, precision, said):
         reason = _absent(name, bundle, device, chosen)
         refused = said.refused.get((name, chosen), "")
         if refused and engine == "auto":
             reason = reason or f"refused by {bundle.path / CERTIFICATE}: {refused}"
+        if not reason:
+            try:
+                opened = _build(name, bundle, device, chosen)
+            except EngineRefused as error:
+                reason = str(error)
         if reason:
             passed.append(f"{name}: {reason}")
             continue
@@ -81,7 +92,7 @@ def open_engine(
         else:
             why = ", as asked"
             why += f", though {bundle.path / CERTIFICATE} refuses it: {refused}" if refused else ""
-        return _build(name, bundle, device, chosen), f"engine {name} {where}{why}"
+        return opened, f"{_named(name, opened)} {where}{why}"
     if engine != "auto":
         raise UsageError(f"--engine {passed[0]}")
     raise UsageError(
@@ -89,9 +100,11 @@ def open_engine(
     )
 
 
-def _candidates(engine: str, precision: str, said: Verdicts) -> list[tuple[str, str]]:
+def _candidates(engine: str, device: str, precision: str, said: Verdicts) -> list[tuple[str, str]]:
     """Engines and precisions to try: by measured time, then in the table's order."""
-    names = [*_KINDS] if engine == "auto" else [engine]
+    names = [engine]
+    if engine == "auto":
+        names = [name for name, kind in _KINDS.items() if device.split(":")[0] in kind.devices]
     precisions = PRECISIONS if precision == "auto" else (precision,)
     pairs = [
         (name, chosen)
@@ -109,34 +122,59 @@ def present(bundle: Bundle, device: str, precision: str) -> dict[str, str]:
 
 
 def survey() -> list[tuple[str, str, str]]:
-    """Lists each engine: its name, its version or "absent", and how to install it if absent."""
-    from importlib import metadata
+    """Lists each engine: its name, its version or "absent", and how to install it if absent.
 
+    The last is empty where the engine needs a CUDA device and there is none.
+    """
     rows = []
     for name, kind in _KINDS.items():
-        present = importlib.util.find_spec(kind.module) is not None
-        try:
-            version = metadata.version(kind.module) if present else "absent"
-        except metadata.PackageNotFoundError:  # its distribution has another name: -gpu, -nightly
-            version = "present, of unknown version"
-        rows.append((name, version, "" if present else kind.install))
+        if module := _present(kind):
+            rows.append((name, _version(module), ""))
+        else:
+            useful = "cpu" in kind.devices or torch.cuda.is_available()
+            rows.append((name, "absent", kind.install if useful else ""))
     return rows
+
+
+def _version(module: str) -> str:
+    from importlib import metadata
+
+    # Some distributions have another name than their module: -gpu, -nightly, -cu13.
+    for name in (module, *metadata.packages_distributions().get(module, ())):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "present, of unknown version"
+
+
+def _present(kind: _Kind) -> str:
+    """The first of a kind's modules that is installed; empty where none is."""
+    return next((name for name in kind.modules if importlib.util.find_spec(name) is not None), "")
 
 
 def _absent(name: str, bundle: Bundle, device: str, precision: str) -> str:
     """Why an engine cannot run this bundle on this device; empty where it can."""
     kind = _KINDS[name]
-    if importlib.util.find_spec(kind.module) is None:
-        return f"not installed on this machine ({platform.machine()}); {kind.install}"
+    reasons = []
     if device.split(":")[0] not in kind.devices:
-        return f"runs on {' and '.join(kind.devices)}, not on {device}"
+        reasons.append(f"runs on {' and '.join(kind.devices)}, not on {device}")
+        if "cpu" not in kind.devices and not torch.cuda.is_available():
+            reasons.append(f"torch {torch.__version__} sees no CUDA device")
+    if not _present(kind):
+        reasons.append(f"not installed on this machine ({platform.machine()}); {kind.install}")
+    if reasons:
+        return "; ".join(reasons)
     return kind.engine.lacks(bundle, device, precision)
+
+
+def _named(name: str, engine: Engine) -> str:
+    library = getattr(engine, "library", "")
+    return f"engine {name} ({library})" if library else f"engine {name}"
 
 
 def _build(name: str, bundle: Bundle, device: str, precision: str) -> Engine:
     try:
         return _KINDS[name].engine(bundle, device, precision)
-    except BundleError:
+    except (BundleError, EngineRefused):
         raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

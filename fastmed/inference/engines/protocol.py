@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
-from fastmed.errors import SeriesError
+from fastmed.errors import SeriesError, UsageError
 from fastmed.spec import Spec
+
+# Tiles at once by dimensions, on CUDA. One tile fills a CPU, also one slice of 256 x 256: of eight
+# at once, OpenVINO takes as long for each.
+CUDA_BATCHES = {3: 4, 2: 8}
+
+
+class EngineRefused(UsageError):
+    """An engine's library is present, but does not take this device or this network."""
 
 
 class Engine(Protocol):
     """A network that is loaded and ready.
 
     name: as --engine names it. device: "cpu" or "cuda:0". precision: what it computes in, "fp32",
-    "fp16" or "bf16".
+    "fp16" or "bf16". say: receives a sentence where something takes long, such as a build.
     Called with tiles [B, C, D, H, W] float32 on `device`, it returns logits [B, K, D, H, W]
     float32 there, [B, K] from a classification or [B, N, 2K + classes] from a detection; they stay
     valid until the next call.
@@ -23,6 +33,7 @@ class Engine(Protocol):
     name: str
     device: str
     precision: str
+    say: Callable[[str], None]
 
     def __call__(self, tiles: Tensor) -> Tensor: ...
 
@@ -34,6 +45,7 @@ class TileEngine:
     """
 
     def __init__(self, spec: Spec, device: str, precision: str = "fp32"):
+        self.say: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr)
         self.device, self.precision = device, precision
         self._flat = spec.dimensions == 2
         self._repeats = self._flat and spec.task == "detection"
