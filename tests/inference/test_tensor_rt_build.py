@@ -7,8 +7,7 @@ import shutil
 
 import onnx
 import pytest
-import tensor_rt_bundles
-from tensor_rt_bundles import SHAPES
+from network_bundles import SHAPES
 
 from fastmed import bundle
 from fastmed.errors import BundleError
@@ -23,19 +22,6 @@ rtx = pytest.importorskip("tensorrt_rtx_bindings")
 A100 = Gpu("cuda:0", "NVIDIA A100", (8, 0))
 ALL = ("SM80", "SM86", "SM89", "SM120")
 PLAN = b"vtrt"  # how the engines of TensorRT-RTX begin
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Returns a function that gives the bundle of a network, exported once."""
-    folder, bundles = tmp_path_factory.mktemp("bundles"), {}
-
-    def make(name):
-        if name not in bundles:
-            bundles[name] = tensor_rt_bundles.exported(name, folder)
-        return bundles[name]
-
-    return make
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 from importlib.util import find_spec
 
 import pytest
-import tensor_rt_bundles
 import torch
-from tensor_rt_bundles import SHAPES, SPECS
+from network_bundles import SHAPES, SPECS
 
 from fastmed.inference.engines import open_engine
 from fastmed.inference.engines.protocol import EngineRefused
@@ -16,19 +15,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"),
     pytest.mark.skipif(not any(map(find_spec, MODULES)), reason="no TensorRT"),
 ]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Returns a function that gives the bundle of a network, exported once."""
-    folder, bundles = tmp_path_factory.mktemp("bundles"), {}
-
-    def make(name):
-        if name not in bundles:
-            bundles[name] = tensor_rt_bundles.exported(name, folder)
-        return bundles[name]
-
-    return make
 
 
 @pytest.fixture
