@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -11,6 +12,7 @@ import torch
 
 import fastmed
 from fastmed import ops
+from fastmed.cache_folder import cache_folder
 from fastmed.inference import engines
 from fastmed.inference.manifest import library_versions
 from fastmed.ops._load import instruction_set
@@ -31,7 +33,7 @@ class Check:
 
 
 def doctor() -> list[Check]:
-    """Looks at devices, kernels, engines, decoders and versions; runs each CPU kernel once."""
+    """Looks at devices, engines, caches, decoders and versions; runs each CPU kernel once."""
     checks = [
         Check("fastmed", fastmed.__version__),
         Check("python", f"{platform.python_version()} on {platform.machine()}"),
@@ -43,10 +45,23 @@ def doctor() -> list[Check]:
     for name, version, install in engines.survey():
         checks.append(Check(f"engine {name}", version, install))
     checks += _decoders()
+    checks += [_cache(room) for room in ("engines", "training")]
     for name, version in library_versions(_LIBRARIES).items():
         advice = f"pip install {name}" if version == "absent" else ""
         checks.append(Check(name, version, advice))
     return checks
+
+
+def _cache(room: str) -> Check:
+    folder = cache_folder(room)
+    sizes = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process removed it
+            sizes.append(path.stat().st_size if path.is_file() else 0)
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    can_write = place.is_dir() and os.access(place, os.W_OK)
+    advice = "" if can_write else "cannot be written; name another folder in FASTMED_CACHE"
+    return Check(f"cache {room}", f"{folder}, {sum(sizes) / 1e6:.0f} MB", advice)
 
 
 def _cuda() -> list[Check]:

@@ -13,6 +13,14 @@ settings.load_profile("project")
 _PROJECT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """No test reads or fills the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTMED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def scans() -> Path:
     """The folder of real scans: FASTMED_SCANS, else ../shared/data beside the project."""

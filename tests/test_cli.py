@@ -259,6 +259,21 @@ def test_doctor_looks_at_everything(capsys):
     for subject in ("fastmed", "python", "kernels cpu", "engine ov", "DICOM JPEG 2000", "torch"):
         assert subject in shown
     assert "loaded and right" in shown
+    assert all(f"{subject} " in shown for subject in ("engine trt", "engine ort", "engine torch"))
+
+
+def test_doctor_says_where_caches_are_and_whether_they_can_be_written(tmp_path, monkeypatch):
+    from fastmed.doctor import doctor
+
+    def caches():
+        return {c.subject: c for c in doctor() if c.subject.startswith("cache ")}
+
+    (tmp_path / "kept").write_bytes(bytes(3_000_000))
+    monkeypatch.setenv("FASTMED_CACHE", str(tmp_path))
+    assert caches()["cache engines"].finding == f"{tmp_path}, 3 MB"
+    assert [check.advice for check in caches().values()] == ["", ""]
+    monkeypatch.setenv("FASTMED_CACHE", str(tmp_path / "kept" / "inside"))
+    assert "name another folder in FASTMED_CACHE" in caches()["cache training"].advice
 
 
 def test_version(capsys):

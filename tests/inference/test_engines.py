@@ -205,3 +205,76 @@ def test_survey_knows_engines_of_another_distribution(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", unknown)
     assert dict(row[:2] for row in engines.survey())["torch"] == "present, of unknown version"
+
+
+@pytest.fixture
+def kept(read, tmp_path, monkeypatch):
+    """Returns a function that runs a fresh OpenVINO engine on the spec's tile; files lie in k/."""
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setenv("FASTMED_CACHE", str(tmp_path / "k"))
+    compiled = []
+    compile_model = openvino.Core.compile_model
+
+    def counted(core, *arguments):
+        compiled.append(arguments)
+        return compile_model(core, *arguments)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", counted)
+
+    def run(size=(32, 32, 32)):
+        tiles = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0))
+        return open_engine(read, "ov", "cpu")[0](tiles).clone(), len(compiled)
+
+    run.files = lambda: sorted((tmp_path / "k").glob("openvino-*"))
+    return run
+
+
+def test_openvino_keeps_what_it_compiled_for_the_tile(kept):
+    first, _ = kept()
+    again, compiled = kept()
+    assert torch.equal(first, again)
+    assert compiled == 1
+    assert [path.suffix for path in kept.files()] == [".bin", ".json"]
+    assert kept((16, 32, 48))[1] == 2  # another shape is compiled and not kept
+    assert len(kept.files()) == 2
+
+
+DAMAGED_KEPT = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+    "a bit turned": lambda path: path.write_bytes(path.read_bytes()[:-999] + b"\x00" * 999),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_KEPT.values(), ids=DAMAGED_KEPT.keys())
+def test_a_damaged_kept_network_is_compiled_again(kept, damage):
+    first, _ = kept()
+    damage(kept.files()[0])
+    again, compiled = kept()
+    assert torch.equal(first, again)
+    assert compiled == 2
+
+
+def test_a_kept_network_that_openvino_refuses_is_compiled_again(kept, monkeypatch):
+    import openvino
+
+    first, _ = kept()
+
+    def refuse(*arguments):
+        raise RuntimeError("built by another version")
+
+    monkeypatch.setattr(openvino.Core, "import_model", refuse)
+    again, compiled = kept()
+    assert torch.equal(first, again)
+    assert compiled == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_openvino_a_compilation_only(
+    kept, tmp_path, monkeypatch
+):
+    (tmp_path / "k").write_text("no folder")
+    first, _ = kept()
+    again, compiled = kept()
+    assert torch.equal(first, again)
+    assert compiled == 2

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmed.bundle import Bundle
+from fastmed.bundle import Bundle, file_sha256
+from fastmed.cache_folder import cache_folder
 from fastmed.exporter import WEIGHTS_KEY
+from fastmed.inference.engines.engine_cache import EngineCache, Entry
 from fastmed.inference.engines.onnx_file import missing_file, only_one_each, refuse_stale
 from fastmed.inference.engines.protocol import TileEngine
 
@@ -16,7 +20,7 @@ _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
 class OpenVinoEngine(TileEngine):
-    """OpenVINO on the CPU; one compiled network per tile shape.
+    """OpenVINO on the CPU; one compiled network per tile shape, that of the spec's tile kept.
 
     It reads model.onnx in every precision: what it computes in is a hint, and it knows itself which
     operations bear the lower one.
@@ -47,20 +51,54 @@ class OpenVinoEngine(TileEngine):
         axes = list(image.get_partial_shape())
         known = len(axes) > 1 and axes[1].is_static
         self._channels = axes[1].get_length() if known else None
+        self._usual_zyx = bundle.spec.tile_zyx or bundle.spec.size_zyx or ()
+        self._file = bundle.onnx_path()
         self._compiled: dict[tuple[int, ...], Callable] = {}
         self._is_residual = _adds_to_a_norm(self._model)
 
     def _run(self, tiles: Tensor) -> Tensor:
         shape = tuple(tiles.shape)
         if shape not in self._compiled:
-            self._compiled[shape] = self._compile(shape)
+            self._compiled[shape] = self._opened(shape).create_infer_request()
         request = self._compiled[shape]
         request.infer([tiles.contiguous().numpy()], share_inputs=True)
         return torch.from_numpy(request.get_output_tensor().data)
 
+    def _opened(self, shape: tuple[int, ...]):
+        """The compiled network for one shape; where that is the tile's, kept for the next start."""
+        batch, _, *size = shape
+        if (batch, *size) != (1, *self._usual_zyx[-len(size) :]):
+            return self._compile(shape)
+        cache, entry = EngineCache(cache_folder("engines")), self._entry(shape)
+        if kept := cache.read(entry):
+            with contextlib.suppress(RuntimeError):
+                return self._core.import_model(kept, "CPU", self._settings())
+            cache.forget(entry)
+        compiled = self._compile(shape)
+        cache.write(
+            entry, compiled.export_model().getvalue()
+        )  # saves a start only: no matter if not
+        return compiled
+
+    def _entry(self, shape: tuple[int, ...]) -> Entry:
+        import openvino
+
+        facts = {
+            "library": f"OpenVINO {openvino.get_version()}",
+            "cpu": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
+            "able": self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+            "onnx_sha256": file_sha256(self._file),
+            "shape": shape,
+            "settings": self._settings(),
+        }
+        return Entry("openvino", facts)
+
     def _compile(self, shape: tuple[int, ...]):
         model = self._model.clone()
         model.reshape(list(shape))
+        return self._core.compile_model(model, "CPU", self._settings())
+
+    def _settings(self) -> dict[str, Any]:
         settings = {
             # Left alone, OpenVINO picks bfloat16 on CPUs that have it.
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
@@ -73,7 +111,7 @@ class OpenVinoEngine(TileEngine):
             # OpenVINO 2026.4 dies of a segmentation fault while it generates code for a group norm
             # with the addition behind it, as SSD3D has them.
             settings["SNIPPETS_MODE"] = "DISABLE"
-        return self._core.compile_model(model, "CPU", settings).create_infer_request()
+        return settings
 
 
 def _adds_to_a_norm(model) -> bool:

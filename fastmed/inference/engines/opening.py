@@ -129,7 +129,10 @@ def survey() -> list[tuple[str, str, str]]:
     rows = []
     for name, kind in _KINDS.items():
         if module := _present(kind):
-            rows.append((name, _version(module), ""))
+            idle = "cpu" not in kind.devices and not torch.cuda.is_available()
+            what = f"{module} " if len(kind.modules) > 1 else ""
+            unused = ", idle: torch sees no CUDA device" if idle else ""
+            rows.append((name, f"{what}{_version(module)}{unused}", ""))
         else:
             useful = "cpu" in kind.devices or torch.cuda.is_available()
             rows.append((name, "absent", kind.install if useful else ""))
