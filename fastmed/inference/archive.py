@@ -105,7 +105,7 @@ def infer(
     if dry_run:
         index_table(entries)
         return Run(None, tuple(_row(entry) for entry in entries if entry.verdict != "ok"), {})
-    loaded = load(model, engine=engine, device=device, precision=precision)
+    loaded = load(model, engine=engine, device=device, precision=precision, say=display.say)
     loaded.engine.say = display.say
     if model is None:
         display.say(

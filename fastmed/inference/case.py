@@ -137,6 +137,7 @@ def load(
     engine: str = "auto",
     device: str = "auto",
     precision: str = "fp32",
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Model:
     """Loads a bundle for inference: of any task, of CT or grey images.
 
@@ -144,6 +145,7 @@ def load(
     engine: "auto", "torch", "ort", "ov" or "trt"; device: "auto", "cpu", "cuda" or "cuda:1".
     precision: "fp32", "fp16" or "bf16": what the network computes in; or "auto"
         (`engines.open_engine`).
+    say: receives a sentence where the engines are timed, which is done once on a machine.
 
     Raises BundleError for a damaged bundle, UsageError for an absent engine, device or precision.
 
@@ -154,5 +156,5 @@ def load(
         findings = model(fastmed.read("image.png", modality="grey")[0])
     """
     read = bundles.read(bundle if bundle is not None else bundles.demo_path())
-    opened, choice = open_engine(read, engine, device, precision)
+    opened, choice = open_engine(read, engine, device, precision, say)
     return Model(read.spec, opened, choice, bundle=read)

@@ -13,7 +13,7 @@ from fastmed import bundle, models
 from fastmed.errors import BundleError, UsageError
 from fastmed.geometry import Geometry
 from fastmed.inference import engines
-from fastmed.inference.engines import open_engine
+from fastmed.inference.engines import choice, open_engine, opening
 from fastmed.volume import Volume
 
 MODULES = {"ov": "openvino", "ort": "onnxruntime"}
@@ -45,25 +45,101 @@ def copied(tiny_bundle, tmp_path):
     return tmp_path / "b"
 
 
-@pytest.mark.parametrize(
-    ("absent", "taken", "said"),
-    [
-        ((), "ov", "the fastest of those present"),
-        (("openvino",), "ort", "ov: not installed on this machine"),
-        (("openvino", "onnxruntime"), "torch", "ort: not installed on this machine"),
-    ],
-    ids=str,
-)
-def test_auto_takes_the_fastest_present_and_says_why(read, hide, absent, taken, said):
-    for module in set(MODULES.values()) - set(absent):
+@pytest.fixture
+def timed(monkeypatch, tmp_path):
+    """Returns a function that says what engines take for a tile, and counts the timings."""
+    monkeypatch.setenv("FASTMED_CACHE", str(tmp_path / "choices"))
+    calls = []
+
+    def timed(**seconds):
+        def took(engine, tile):
+            calls.append((engine.name, tuple(tile.shape)))
+            return seconds[engine.name]
+
+        monkeypatch.setattr(choice, "_seconds", took)
+        return calls
+
+    return timed
+
+
+SECONDS = {
+    "ort": ({"ov": 0.3, "ort": 0.2, "torch": 0.6}, (), "ort"),
+    "torch": ({"ov": 0.3, "ort": 0.4, "torch": 0.1}, (), "torch"),
+    "the same": ({"ov": 0.3, "ort": 0.28, "torch": 0.29}, (), "ov"),
+    "one absent": ({"ort": 0.2, "torch": 0.1}, ("openvino",), "torch"),
+}
+
+
+@pytest.mark.parametrize(("seconds", "absent", "taken"), SECONDS.values(), ids=SECONDS.keys())
+def test_auto_times_what_is_present_and_says_why(read, hide, timed, seconds, absent, taken):
+    for module in MODULES.values():
         pytest.importorskip(module)
     hide(*absent)
-    engine, sentence = open_engine(read, "auto", "cpu")
+    calls, said = timed(**seconds), []
+    engine, sentence = open_engine(read, "auto", "cpu", say=said.append)
     assert (engine.name, engine.device) == (taken, "cpu")
-    assert sentence.startswith(f"engine {taken} on cpu (")
-    assert said in sentence
+    figures = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
+    assert sentence.startswith(f"engine {taken} on cpu (the fastest on its tile: {figures}")
     for module in absent:
         assert f"pip install {module}" in sentence
+    assert said == [f"Timing {', '.join(seconds)} on this machine, once for this model ..."]
+    assert calls == [(name, (1, 1, 32, 32, 32)) for name in seconds for _ in range(3)]
+
+
+def test_a_choice_is_remembered_until_the_bundle_or_a_version_changes(copied, timed, monkeypatch):
+    calls = timed(ov=0.3, ort=0.2, torch=0.6)
+    first = open_engine(bundle.read(copied), "auto", "cpu")[1]
+    assert open_engine(bundle.read(copied), "auto", "cpu")[1] == first
+    assert len(calls) == 9
+    (copied / "bundle.toml").write_text((copied / "bundle.toml").read_text() + "\n# changed")
+    open_engine(bundle.read(copied), "auto", "cpu")
+    assert len(calls) == 18
+    monkeypatch.setattr(opening, "_version", lambda module: "99")
+    open_engine(bundle.read(copied), "auto", "cpu")
+    assert len(calls) == 27
+
+
+def test_auto_passes_over_an_engine_whose_logits_are_not_torchs(copied, timed):
+    timed(ov=0.1, ort=0.2, torch=0.6)
+    model = onnx.load(copied / "model.onnx")  # still says which weights it is of
+    last = next(t for t in model.graph.initializer if t.name.endswith("head.bias"))
+    values = onnx.numpy_helper.to_array(last) + np.float32([0, 3])
+    last.CopyFrom(onnx.numpy_helper.from_array(values, last.name))
+    onnx.save(model, copied / "model.onnx")
+    engine, sentence = open_engine(bundle.read(copied), "auto", "cpu")
+    assert engine.name == "torch"
+    assert "ov: its logits differ from torch's by" in sentence
+    assert "ort: its logits differ from torch's by" in sentence
+
+
+def test_auto_passes_over_an_engine_that_fails_on_the_tile(read, timed, monkeypatch):
+    from fastmed.inference.engines.open_vino import OpenVinoEngine
+
+    def fail(engine, tiles):
+        raise RuntimeError("no such\noperation")
+
+    timed(ort=0.2, torch=0.6)
+    monkeypatch.setattr(OpenVinoEngine, "_run", fail)
+    engine, sentence = open_engine(read, "auto", "cpu")
+    assert engine.name == "ort"
+    assert "ov: no such operation" in sentence
+
+
+def test_one_engine_alone_is_not_timed(read, hide, timed):
+    hide(*MODULES.values())
+    calls = timed()
+    engine, sentence = open_engine(read, "auto", "cpu")
+    assert (engine.name, calls) == ("torch", [])
+    assert "ov: not installed on this machine" in sentence
+
+
+def test_a_choice_that_cannot_be_kept_is_made_and_said(read, timed, tmp_path):
+    calls, said = timed(ov=0.1, ort=0.2, torch=0.6), []
+    (tmp_path / "choices").write_text("no folder")
+    for _ in range(2):
+        assert open_engine(read, "auto", "cpu", say=said.append)[0].name == "ov"
+    assert len(calls) == 18
+    assert "name another folder in FASTMED_CACHE" in said[1]
 
 
 @pytest.mark.parametrize("name", MODULES)

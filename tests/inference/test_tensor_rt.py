@@ -13,7 +13,7 @@ import torch
 
 from fastmed import bundle, models
 from fastmed.errors import BundleError, UsageError
-from fastmed.inference.engines import open_engine, opening, tensor_rt
+from fastmed.inference.engines import choice, open_engine, opening, tensor_rt
 from fastmed.inference.engines.protocol import EngineRefused
 from fastmed.inference.engines.tensor_rt import TensorRtEngine
 from fastmed.inference.engines.tensor_rt_build import check_gpu
@@ -272,18 +272,46 @@ def refusing(*_):
     raise EngineRefused("TensorRT 12.0 refuses Old GPU (compute capability 6.1)")
 
 
-def test_auto_takes_it_first_on_cuda(read, on_cuda, monkeypatch):
-    with_builds(monkeypatch, trt=lambda *_: "the engine")
-    sentence = "engine trt on cuda:0 (the fastest of those present)"
-    assert open_engine(read) == ("the engine", sentence)
+def like(name, seconds):
+    """What builds an engine that takes so long for a tile."""
+
+    def build(*_):
+        class Like:
+            def __call__(self, tiles):
+                return torch.ones(1, 2, 4, 4, 4)
+
+        engine = Like()
+        engine.name, engine.seconds = name, seconds
+        return engine
+
+    return build
 
 
-def test_auto_goes_on_where_it_refuses_and_says_why(read, on_cuda, monkeypatch):
-    with_builds(monkeypatch, trt=refusing, torch=lambda *_: "torch's")
-    assert open_engine(read) == (
-        "torch's",
-        "engine torch on cuda:0 (trt: TensorRT 12.0 refuses Old GPU (compute capability 6.1))",
-    )
+@pytest.fixture
+def timed(monkeypatch):
+    """Engines say themselves how long they take, for a tile that lies on no GPU."""
+    monkeypatch.setattr(choice, "_seconds", lambda engine, tile: engine.seconds)
+    monkeypatch.setattr(choice, "_tile", lambda spec, device: torch.zeros(1))
+    monkeypatch.setattr(choice, "machine", lambda device: {})
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.1, "trt"), (0.3, "torch"), (0.2, "trt")])
+def test_auto_takes_the_faster_on_cuda(read, on_cuda, timed, monkeypatch, tmp_path, seconds, taken):
+    monkeypatch.setenv("FASTMED_CACHE", str(tmp_path))
+    with_builds(monkeypatch, trt=like("trt", seconds), torch=like("torch", 0.2))
+    engine, sentence = open_engine(read)
+    assert engine.name == taken
+    figures = f"the fastest on its tile: trt {seconds} s, torch 0.2 s"
+    assert sentence == f"engine {taken} on cuda:0 ({figures})"
+
+
+def test_auto_goes_on_where_it_refuses_and_says_why(read, on_cuda, timed, monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTMED_CACHE", str(tmp_path))
+    with_builds(monkeypatch, trt=refusing, torch=like("torch", 0.2))
+    engine, sentence = open_engine(read)
+    assert engine.name == "torch"
+    refusal = "trt: TensorRT 12.0 refuses Old GPU (compute capability 6.1)"
+    assert sentence == f"engine torch on cuda:0 (the fastest on its tile: torch 0.2 s; {refusal})"
 
 
 def test_the_choice_names_the_library(read, on_cuda, workshop):

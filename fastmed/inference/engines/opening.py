@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import math
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from fastmed.bundle import Bundle
 from fastmed.errors import BundleError, UsageError
 from fastmed.inference.certificate import JSON_FILE as CERTIFICATE
 from fastmed.inference.certificate import Verdicts, verdicts
+from fastmed.inference.engines.choice import measured
 from fastmed.inference.engines.onnx_runtime import OnnxRuntimeEngine
 from fastmed.inference.engines.open_vino import OpenVinoEngine
 from fastmed.inference.engines.protocol import Engine, EngineRefused
@@ -33,8 +35,7 @@ class _Kind:
     install: str
 
 
-# From the fastest to the slowest; those of the CPU for UNet3d on 2 cores, where tools/score_demo.py
-# times them.
+# Of two that take as long, `auto` takes the first.
 _KINDS = {
     "trt": _Kind(TensorRtEngine, MODULES, ("cuda",), install_command()),
     "ov": _Kind(OpenVinoEngine, ("openvino",), ("cpu",), "pip install openvino"),
@@ -46,19 +47,24 @@ PRECISIONS = tuple(DTYPES)
 
 
 def open_engine(
-    bundle: Bundle, engine: str = "auto", device: str = "auto", precision: str = "fp32"
+    bundle: Bundle,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "fp32",
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Engine, str]:
     """Loads a bundle's network into an engine.
 
     engine: "auto", "torch", "ort", "ov" or "trt". "auto" takes the fastest that is present for the
-        device: the fastest measured, where the bundle has a certificate of this machine
-        (`certify`), and never one that a certificate refuses. A named engine that is absent, or
-        does not take this device, is an error, never replaced; one that a certificate refuses runs,
-        and that is said.
+        device: by the bundle's certificate where it is of this machine (`certify`), else as timed
+        on the bundle's own tile, which is done once and remembered; never one that a certificate
+        refuses. A named engine that is absent, or does not take this device, is an error, never
+        replaced; one that a certificate refuses runs, and that is said.
     device: "auto" (a CUDA device where torch has one), "cpu", "cuda" or "cuda:1".
     precision: "fp32", "fp16" or "bf16": what the network computes in. A machine or an engine that
         cannot is an error, never a silent float32. "auto": the fastest of float32 and those that
         passed in a certificate of this machine.
+    say: receives a sentence where engines are timed, which takes some seconds.
 
     Returns the engine and one sentence that says which it is and why.
     Raises UsageError for what is unknown or absent, BundleError for a damaged bundle.
@@ -70,49 +76,83 @@ def open_engine(
         raise UsageError(f"--precision {precision}: expected one of {known}")
     device = device_of(device)
     said = verdicts(bundle, device)
-    passed = []
-    for name, chosen in _candidates(engine, device, precision, said):
+    if engine == "auto":
+        return _fastest(bundle, device, precision, said, say)
+    return _as_asked(engine, bundle, device, precision, said)
+
+
+def _as_asked(
+    engine: str, bundle: Bundle, device: str, precision: str, said: Verdicts
+) -> tuple[Engine, str]:
+    if precision == "auto":
+        passed = {p: seconds for (name, p), seconds in said.seconds.items() if name == engine}
+        precision = min(passed, key=passed.get, default="fp32")
+    if reason := _absent(engine, bundle, device, precision):
+        raise UsageError(f"--engine {engine}: {reason}")
+    try:
+        opened = _build(engine, bundle, device, precision)
+    except EngineRefused as error:
+        raise UsageError(f"--engine {engine}: {error}") from error
+    why = "as asked"
+    if refused := said.refused.get((engine, precision)):
+        why += f", though {bundle.path / CERTIFICATE} refuses it: {refused}"
+    return opened, f"{_named(engine, opened)} {_where(precision, device)}, {why}"
+
+
+def _fastest(
+    bundle: Bundle, device: str, precision: str, said: Verdicts, say: Callable[[str], None]
+) -> tuple[Engine, str]:
+    passed, able = [], []
+    for name, chosen in _candidates(device, precision, said):
         reason = _absent(name, bundle, device, chosen)
-        refused = said.refused.get((name, chosen), "")
-        if refused and engine == "auto":
+        if refused := said.refused.get((name, chosen)):
             reason = reason or f"refused by {bundle.path / CERTIFICATE}: {refused}"
-        if not reason:
-            try:
-                opened = _build(name, bundle, device, chosen)
-            except EngineRefused as error:
-                reason = str(error)
         if reason:
             passed.append(f"{name}: {reason}")
-            continue
-        where = f"on {device}" if chosen == "fp32" else f"in {chosen} on {device}"
-        if engine == "auto":
-            is_measured = (name, chosen) in said.seconds
-            because = f"the fastest in {bundle.path / CERTIFICATE}" if is_measured else None
-            why = f" ({because or '; '.join(passed) or 'the fastest of those present'})"
         else:
-            why = ", as asked"
-            why += f", though {bundle.path / CERTIFICATE} refuses it: {refused}" if refused else ""
-        return opened, f"{_named(name, opened)} {where}{why}"
-    if engine != "auto":
-        raise UsageError(f"--engine {passed[0]}")
+            able.append((name, chosen))
+    if any(pair in said.seconds for pair in able):
+        why = [f"the fastest in {bundle.path / CERTIFICATE}"]
+        able.sort(key=lambda pair: said.seconds.get(pair, math.inf))
+    elif len(able) > 1:
+        chosen = able[0][1]
+        versions = {name: _version(_present(_KINDS[name])) for name, _ in able}
+        found = measured(
+            bundle, device, chosen, versions, lambda n: _build(n, bundle, device, chosen), say
+        )
+        passed += [f"{name}: {reason}" for name, reason in found.refused.items()]
+        if found.seconds:
+            able = [(name, chosen) for name in found.order([*versions])]
+        why = [f"the fastest on its tile: {found}" if found.seconds else "untimed", *passed]
+    else:
+        why = passed or ["the only one present"]
+    for name, chosen in able:
+        try:
+            opened = _build(name, bundle, device, chosen)
+        except EngineRefused as error:
+            passed.append(f"{name}: {error}")
+            why = passed
+            continue
+        return opened, f"{_named(name, opened)} {_where(chosen, device)} ({'; '.join(why)})"
     raise UsageError(
         f"--engine auto: no engine runs {bundle.path} on {device}: {'; '.join(passed)}"
     )
 
 
-def _candidates(engine: str, device: str, precision: str, said: Verdicts) -> list[tuple[str, str]]:
-    """Engines and precisions to try: by measured time, then in the table's order."""
-    names = [engine]
-    if engine == "auto":
-        names = [name for name, kind in _KINDS.items() if device.split(":")[0] in kind.devices]
+def _candidates(device: str, precision: str, said: Verdicts) -> list[tuple[str, str]]:
+    """Engines of a device and precisions that `auto` may take, in the table's order."""
+    names = [name for name, kind in _KINDS.items() if device.split(":")[0] in kind.devices]
     precisions = PRECISIONS if precision == "auto" else (precision,)
-    pairs = [
+    return [
         (name, chosen)
         for chosen in precisions
         for name in names
         if precision != "auto" or chosen == "fp32" or (name, chosen) in said.seconds
     ]
-    return sorted(pairs, key=lambda pair: said.seconds.get(pair, math.inf))
+
+
+def _where(precision: str, device: str) -> str:
+    return f"on {device}" if precision == "fp32" else f"in {precision} on {device}"
 
 
 def present(bundle: Bundle, device: str, precision: str) -> dict[str, str]:
