@@ -86,6 +86,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     print(fastmed.export(arguments.bundle, to=arguments.to, precision=arguments.precision))
+    if arguments.scans:
+        return certify(arguments)
+    hint = f"fastmed certify {arguments.bundle} --scans PATH says whether engines agree on it"
+    print(f"Not certified; {hint}.", file=sys.stderr)
     return 0
 
 
@@ -249,6 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     command.add_argument("--to", required=True, metavar="FORMAT", help="onnx")
     _add_precision(command)
+    command.add_argument(
+        "--scans", type=Path, nargs="+", metavar="PATH", help="also certify it on these scans"
+    )
+    command.set_defaults(device="auto", quiet=False)
 
     command = _add(
         commands, certify, "run every engine over scans, and write which of them agree with torch"

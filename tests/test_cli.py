@@ -248,9 +248,28 @@ def test_index_of_nothing_is_an_error(tmp_path, capsys):
 
 
 def test_export_prints_the_file_it_wrote(monkeypatch, capsys, tiny_bundle):
-    monkeypatch.setattr(fastmed, "export", lambda bundle, to: bundle / f"model.{to}", raising=False)
-    assert main(["export", str(tiny_bundle), "--to", "onnx"]) == 0
-    assert capsys.readouterr().out == f"{tiny_bundle / 'model.onnx'}\n"
+    def export(bundle, to, precision):
+        return bundle / f"model.{precision}.{to}"
+
+    monkeypatch.setattr(fastmed, "export", export, raising=False)
+    assert main(["export", str(tiny_bundle), "--to", "onnx", "--precision", "bf16"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tiny_bundle / 'model.bf16.onnx'}\n"
+    assert f"fastmed certify {tiny_bundle} --scans PATH" in said.err
+
+
+def test_export_certifies_on_the_scans_that_are_named(monkeypatch, tiny_bundle, tmp_path):
+    called = {}
+
+    def certify(bundle, scans, *, device, quiet):
+        called.update(bundle=bundle, scans=scans, device=device)
+        raise FastmedError("that will do")
+
+    monkeypatch.setattr(fastmed, "export", lambda *_, **__: "model.onnx", raising=False)
+    monkeypatch.setattr(fastmed, "certify", certify, raising=False)
+    arguments = ["export", str(tiny_bundle), "--to", "onnx", "--scans", str(tmp_path)]
+    assert main(arguments) == 1
+    assert called == {"bundle": tiny_bundle, "scans": [tmp_path], "device": "auto"}
 
 
 def test_doctor_looks_at_everything(capsys):
