@@ -76,7 +76,7 @@ def run(tmp_path, monkeypatch):
         bundle.write(tmp_path / "bundle", spec, nn.Linear(1, 1))
 
         class Model:
-            engine = SimpleNamespace(name="none", device="cpu")
+            engine = SimpleNamespace(name="none", device="cpu", precision="fp32")
             engine_choice = "no engine"
 
             def __init__(self):
