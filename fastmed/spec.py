@@ -144,6 +144,8 @@ class Spec:
         and A (back, front), of L and R. Those of this package's networks are "SPL", z, y, x; one
         from MONAI that saw scans in "RAS" has x first. Sizes and spacings of this spec go along
         the network's axes in their order. A detection has "SPL".
+    mirror_zyx: along which axes of its input the network sees everything mirrored too; the mean of
+        what it says counts, at 2, 4 or 8 times the work. Not of a detection of 2 dimensions.
     outside_hu: what stands outside a sheared scan, or outside the scan around a region.
     tile_zyx: voxels of a sliding-window tile, each at least 1; a classification sees its whole
         grid at once and has none, a detection of 2 dimensions sees slice after slice.
@@ -181,6 +183,7 @@ class Spec:
     detection: Detection | None = None
     limits: Limits = Limits()
     axes: str = "SPL"
+    mirror_zyx: tuple[bool, bool, bool] = (False, False, False)
 
     def __post_init__(self) -> None:
         self._check_meaning()
@@ -228,6 +231,10 @@ class Spec:
             )
         if self.axes != "SPL" and (self.task == "detection" or self.modality == "grey"):
             raise ValueError(f"axes {self.axes!r}: of detections and grey images only 'SPL'")
+        if len(self.mirror_zyx) != 3 or not all(isinstance(on, bool) for on in self.mirror_zyx):
+            raise ValueError(f"mirror_zyx {self.mirror_zyx}: expected three of true and false")
+        if self.mirror_zyx[0] and self.dimensions == 2:
+            raise ValueError("mirror_zyx: a network of 2 dimensions sees slices, which have no z")
         if not math.isfinite(self.outside_hu):
             raise ValueError(f"outside_hu {self.outside_hu}: expected a finite number")
 
@@ -261,12 +268,20 @@ class Spec:
         if self.detection is None:
             return
         if self.dimensions == 2:
+            if any(self.mirror_zyx):
+                raise ValueError("mirror_zyx: not of a detection of 2 dimensions")
             if self.size_zyx is None or self.size_zyx[0] != 1:
                 raise ValueError(f"size_zyx {self.size_zyx}: expected (1, rows, columns)")
             if self.detection.strides:
                 raise ValueError("strides: a detection of 2 dimensions has SSD300's default boxes")
         elif self.spacing_mm_zyx is None or not self.detection.strides:
             raise ValueError("a detection of 3 dimensions names its spacing_mm_zyx and its strides")
+        elif any(self.mirror_zyx) and any(self.size_multiple % s for s in self.detection.strides):
+            # Else the default boxes would not lie alike from both sides of a tile.
+            raise ValueError(
+                f"mirror_zyx: size_multiple {self.size_multiple} is no multiple of each of the "
+                f"strides {self.detection.strides}"
+            )
 
     @property
     def has_tiles(self) -> bool:

@@ -20,6 +20,7 @@ def spec_to_table(spec: Spec) -> dict[str, Any]:
         "spacing_mm_zyx": _listed(spec.spacing_mm_zyx),
         "size_zyx": _listed(spec.size_zyx),
         "axes": spec.axes if spec.axes != "SPL" else None,
+        "mirror_zyx": list(spec.mirror_zyx) if any(spec.mirror_zyx) else None,
         "window_hu": list(spec.window_hu),
         "outside_hu": spec.outside_hu,
     }
@@ -91,6 +92,10 @@ _LEVELS = (
     "a list of lists of numbers",
     lambda value: _is_list_of(value, lambda level: _is_list_of(level, _is_number)),
 )
+_YES_NOS = (
+    "a list of true and false",
+    lambda value: _is_list_of(value, lambda one: isinstance(one, bool)),
+)
 _TABLES = ("a list of tables", lambda value: _is_list_of(value, lambda v: isinstance(v, dict)))
 _ANYTHING = ("anything", lambda value: True)
 _Kinds = dict[str, tuple[str, Callable[[Any], bool]]]
@@ -104,6 +109,7 @@ _GRID_OPTIONS: _Kinds = {
     "region": _TEXT,
     "slices": _WHOLE,
     "axes": _TEXT,
+    "mirror_zyx": _YES_NOS,
 }
 _DETECTION: _Kinds = {
     "strides": _WHOLES,
@@ -151,6 +157,8 @@ def spec_from_table(table: dict[str, Any]) -> Spec:
         for label in top.pop("labels")
     )
     spacing, size = grid.pop("spacing_mm_zyx", None), grid.pop("size_zyx", None)
+    if "mirror_zyx" in grid:
+        grid["mirror_zyx"] = tuple(grid["mirror_zyx"])
     return Spec(
         labels=labels,
         spacing_mm_zyx=None if spacing is None else tuple(float(s) for s in spacing),

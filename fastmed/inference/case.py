@@ -19,6 +19,7 @@ from fastmed.geometry import Geometry
 from fastmed.inference.engines import Engine, open_engine
 from fastmed.inference.engines.protocol import CUDA_BATCHES
 from fastmed.inference.looks import TASKS
+from fastmed.inference.mirror import mirrored
 from fastmed.preprocessing import to_grid
 from fastmed.spec import Spec
 from fastmed.volume import Volume
@@ -114,7 +115,7 @@ class Model:
         batch = self.batch or (CUDA_BATCHES[self.spec.dimensions] if on_cuda else 1)
         is_brief = brief and task.brief is not None
         look = task.brief if is_brief else task.look
-        said = look(image, network, self.spec, batch, progress)
+        said = look(image, mirrored(network, self.spec), self.spec, batch, progress)
         clock.seconds["network"] = clock.seconds.get("network", 0.0) + network_seconds
         stitch = time.perf_counter() - started - network_seconds
         clock.seconds["stitch"] = clock.seconds.get("stitch", 0.0) + stitch
