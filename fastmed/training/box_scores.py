@@ -39,7 +39,8 @@ def best_ious(output: Tensor, targets: Sequence[Targets], patch_zyx, spec: Spec)
         found = candidates(output, spec, (len(output), *spec.size_zyx[1:]))
         images = list(zip(found.boxes, found.scores, found.labels, strict=True))
     else:
-        of_patch = replace(spec, tile_zyx=tuple(patch_zyx), size_multiple=1)
+        one_look = (False, False, False)
+        of_patch = replace(spec, tile_zyx=tuple(patch_zyx), size_multiple=1, mirror_zyx=one_look)
         each = [candidates(rows[None], of_patch, tuple(patch_zyx)) for rows in output]
         images = [(one.boxes[0], one.scores[0], one.labels[0]) for one in each]
     ious = []
