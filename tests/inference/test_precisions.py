@@ -11,7 +11,7 @@ import fastmed
 from fastmed import bundle, exporter, models
 from fastmed.cli import main
 from fastmed.errors import BundleError, UsageError
-from fastmed.inference.engines import open_engine, opening
+from fastmed.inference.engines import open_engine, open_vino, opening
 
 FILES = {"fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
 STORED = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -94,24 +94,23 @@ def test_a_precision_that_an_engine_lacks_is_never_replaced(exported):
 
 
 def test_a_precision_that_the_cpu_lacks_is_never_replaced(exported, monkeypatch):
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
 
     class Old:
         def get_property(self, device, name):
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
             return ["FP32", "INT8", "BIN"]
 
-    monkeypatch.setattr(openvino, "Core", Old)
+    monkeypatch.setattr(open_vino, "_core", Old)
     for precision in FILES:
         with pytest.raises(UsageError, match=f"this CPU has no {precision} arithmetic, only fp32"):
             open_engine(bundle.read(exported), "ov", "cpu", precision)
 
 
 def test_auto_passes_over_who_cannot(exported, monkeypatch):
-    openvino = pytest.importorskip("openvino")
-    monkeypatch.setattr(
-        openvino, "Core", lambda: type("Old", (), {"get_property": lambda *names: ["FP32"]})()
-    )
+    pytest.importorskip("openvino")
+    old = type("Old", (), {"get_property": lambda *names: ["FP32"]})()
+    monkeypatch.setattr(open_vino, "_core", lambda: old)
     engine, sentence = open_engine(bundle.read(exported), "auto", "cpu", "bf16")
     assert (engine.name, engine.precision) == ("torch", "bf16")
     assert sentence.startswith("engine torch in bf16 on cpu (ov: this CPU has no bf16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from fastmed.inference.engines.protocol import TileEngine
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
+@cache
+def _core():
+    """The one of this process: OpenVINO dies of a segmentation fault where many come and go."""
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoEngine(TileEngine):
     """OpenVINO on the CPU; one compiled network per tile shape, that of the spec's tile kept.
 
@@ -30,20 +39,15 @@ class OpenVinoEngine(TileEngine):
 
     @staticmethod
     def lacks(bundle: Bundle, device: str, precision: str) -> str:
-        import openvino
-
-        able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision.upper() not in able:
             found = ", ".join(name.lower() for name in able if name in ("FP32", "BF16", "FP16"))
             return f"this CPU has no {precision} arithmetic, only {found}"
         return missing_file(bundle, "fp32")
 
     def __init__(self, bundle: Bundle, device: str, precision: str = "fp32"):
-        import openvino
-
         super().__init__(bundle.spec, device, precision)
-        self._core = openvino.Core()
-        self._model = self._core.read_model(bundle.onnx_path())
+        self._model = _core().read_model(bundle.onnx_path())
         key = ["framework", WEIGHTS_KEY]
         known = self._model.has_rt_info(key)
         refuse_stale(bundle, self._model.get_rt_info(key).astype(str) if known else None)
@@ -69,15 +73,14 @@ class OpenVinoEngine(TileEngine):
         batch, _, *size = shape
         if (batch, *size) != (1, *self._usual_zyx[-len(size) :]):
             return self._compile(shape)
-        cache, entry = EngineCache(cache_folder("engines")), self._entry(shape)
-        if kept := cache.read(entry):
+        engines, entry = EngineCache(cache_folder("engines")), self._entry(shape)
+        self._kept = engines.read(entry)  # for as long as what is made of it
+        if self._kept:
             with contextlib.suppress(RuntimeError):
-                return self._core.import_model(kept, "CPU", self._settings())
-            cache.forget(entry)
+                return _core().import_model(self._kept, "CPU", self._settings())
+            engines.forget(entry)
         compiled = self._compile(shape)
-        cache.write(
-            entry, compiled.export_model().getvalue()
-        )  # saves a start only: no matter if not
+        engines.write(entry, compiled.export_model().getvalue())  # if not, the next compiles too
         return compiled
 
     def _entry(self, shape: tuple[int, ...]) -> Entry:
@@ -85,8 +88,8 @@ class OpenVinoEngine(TileEngine):
 
         facts = {
             "library": f"OpenVINO {openvino.get_version()}",
-            "cpu": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
-            "able": self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+            "cpu": _core().get_property("CPU", "FULL_DEVICE_NAME"),
+            "able": _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
             "onnx_sha256": file_sha256(self._file),
             "shape": shape,
             "settings": self._settings(),
@@ -96,7 +99,7 @@ class OpenVinoEngine(TileEngine):
     def _compile(self, shape: tuple[int, ...]):
         model = self._model.clone()
         model.reshape(list(shape))
-        return self._core.compile_model(model, "CPU", self._settings())
+        return _core().compile_model(model, "CPU", self._settings())
 
     def _settings(self) -> dict[str, Any]:
         settings = {
