@@ -2,6 +2,8 @@
 
 import importlib.util
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -354,3 +356,25 @@ def test_a_cache_that_cannot_be_written_costs_openvino_a_compilation_only(
     again, compiled = kept()
     assert torch.equal(first, again)
     assert compiled == 2
+
+
+COME_AND_GO = """
+import gc, os, signal, sys
+from fastmed import bundle
+from fastmed.inference.engines import open_engine
+read = bundle.read(sys.argv[1])
+one, other = (open_engine(read, "ov", "cpu")[0] for _ in range(2))
+del one
+gc.collect()
+del other
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_heard_after_engines_of_openvino_came_and_went(read):
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", COME_AND_GO, str(read.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

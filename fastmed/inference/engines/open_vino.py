@@ -22,7 +22,11 @@ _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 @cache
 def _core():
-    """The one of this process: OpenVINO dies of a segmentation fault where many come and go."""
+    """The one of this process, which is never freed.
+
+    With each core OpenVINO gives the main thread another stack for signals, and where two have gone
+    it leaves a freed one: the next signal, of a child that ends or of Ctrl-C, kills the process.
+    """
     import openvino
 
     return openvino.Core()
