@@ -359,22 +359,32 @@ def test_a_cache_that_cannot_be_written_costs_openvino_a_compilation_only(
 
 
 COME_AND_GO = """
-import gc, os, signal, sys
+import ctypes, gc, sys
 from fastmed import bundle
 from fastmed.inference.engines import open_engine
+
+class Stack(ctypes.Structure):
+    _fields_ = [("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+def stack_of_signals():
+    found = Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found.place
+
 read = bundle.read(sys.argv[1])
-one, other = (open_engine(read, "ov", "cpu")[0] for _ in range(2))
-del one
-gc.collect()
-del other
-gc.collect()
-signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
-os.kill(os.getpid(), signal.SIGUSR1)
+engines = [open_engine(read, "ov", "cpu")[0]]
+in_use = stack_of_signals()
+engines += [open_engine(read, "ov", "cpu")[0] for _ in range(2)]
+while engines:
+    engines.pop(0)
+    gc.collect()
+print(stack_of_signals() == in_use)
 """
 
 
-def test_signals_are_heard_after_engines_of_openvino_came_and_went(read):
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO gives signals a stack on Linux")
+def test_openvinos_engines_leave_signals_a_stack_when_they_go(read):
     pytest.importorskip("openvino")
     command = [sys.executable, "-c", COME_AND_GO, str(read.path)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
