@@ -359,7 +359,7 @@ def test_a_cache_that_cannot_be_written_costs_openvino_a_compilation_only(
 
 
 COME_AND_GO = """
-import ctypes, gc, sys
+import ctypes, gc, sys, torch
 from fastmed import bundle
 from fastmed.inference.engines import open_engine
 
@@ -371,10 +371,14 @@ def stack_of_signals():
     ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
     return found.place
 
-read = bundle.read(sys.argv[1])
-engines = [open_engine(read, "ov", "cpu")[0]]
+def opened():
+    engine = open_engine(bundle.read(sys.argv[1]), "ov", "cpu")[0]
+    engine(torch.zeros(1, 1, 16, 16, 16))
+    return engine
+
+engines = [opened()]
 in_use = stack_of_signals()
-engines += [open_engine(read, "ov", "cpu")[0] for _ in range(2)]
+engines += [opened(), opened()]
 while engines:
     engines.pop(0)
     gc.collect()
