@@ -67,7 +67,7 @@ PLANS = {
         "lungs", 60, 6, ("network.base_channels=16", "loop.epochs=4"), goal=("dice", 0.97)
     ),
     "nodule-ssd3d": Plan(
-        "nodules", 320, 45, ("loop.validate_every=55", "loop.shares=[0.975,0.025,0]"),
+        "nodules", 320, 45, ("loop.validate_every=110", "loop.shares=[0.975,0.025,0]"),
         goal=("cpm", 0.90), baseline=_plain_nodules, most=lambda score: score / 2,
     ),
 }  # fmt: skip
