@@ -13,6 +13,8 @@ import kernel_table
 import pytest
 import torch
 
+from fastmed.inference.machine import processor
+
 GATES = Path(__file__).with_name("gates.toml")
 
 
@@ -76,7 +78,7 @@ class Report:
             for device, taken in self.speeds.items()
         )
         lines = [
-            f"{_processor()} ({torch.backends.cpu.get_cpu_capability()}), "
+            f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), "
             f"{torch.get_num_threads()} threads, {platform.system()} {platform.machine()}",
             f"{versions}, Python {platform.python_version()}; copy speed, read and written bytes "
             f"added up: {speeds}",
@@ -84,15 +86,6 @@ class Report:
         if torch.cuda.is_available():
             lines.insert(1, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
         return "\n".join(lines)
-
-
-def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    if facts.exists():
-        for line in facts.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 REPORT = pytest.StashKey[Report]()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fastmed import bundle, exporter, models
 from fastmed.errors import BundleError, UsageError
 from fastmed.inference.engines import open_engine
-from fastmed.spec import CleanUp, Label, Network, Spec
+from fastmed.spec import CleanUp, Label, Limits, Network, Spec
 
 GOOD = {
     "name": "m",
@@ -102,6 +102,7 @@ def specs(draw) -> Spec:
         region="scan",
         negative=draw(texts) if classifies else "negative",
         clean_up=CleanUp(draw(st.booleans()), draw(st.booleans()), draw(st.floats(0, 1e3))),
+        limits=Limits(*draw(st.lists(st.floats(0, 1), max_size=5))),
     )
 
 
@@ -187,6 +188,9 @@ DAMAGED_TOML = {
     "label grey": ("value = 1", "value = 1\ngrey = 1.5", "[labels] grey: expected a whole number"),
     "region": ("[tiles]", "region = 3\n[tiles]", "[grid] region: expected a text, got 3"),
     "clean up": ("[network]", "[clean_up]\nfill_holes = 1\n[network]", "fill_holes: expected"),
+    "limits": ("[network]", "[limits]\ndice = 1.5\n[network]", "limits: dice 1.5: expected 0 to 1"),
+    "limit no number": ("[network]", '[limits]\nap = "all"\n[network]', "[limits] ap: expected a"),
+    "unknown limit": ("[network]", "[limits]\nspeed = 1\n[network]", "[limits] speed: unknown"),
     "label without name": ('name = "liver"', "", "[labels] name: missing"),
     "label name": ('name = "liver"', "name = 1", "[labels] name: expected a text"),
     "network no table": ("[network]\n", "[networks]\n", "networks: unknown"),

@@ -106,7 +106,6 @@ def infer(
         index_table(entries)
         return Run(None, tuple(_row(entry) for entry in entries if entry.verdict != "ok"), {})
     loaded = load(model, engine=engine, device=device, precision=precision, say=display.say)
-    loaded.engine.say = display.say
     if model is None:
         display.say(
             f"No --model named: the DEMO bundle {loaded.spec.name} runs. " + loaded.spec.notice

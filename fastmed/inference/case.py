@@ -17,7 +17,7 @@ from fastmed.errors import SeriesError
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
 from fastmed.inference.engines import Engine, open_engine
-from fastmed.inference.engines.protocol import CUDA_BATCHES
+from fastmed.inference.engines.protocol import CUDA_BATCHES, say_on_stderr
 from fastmed.inference.looks import TASKS
 from fastmed.inference.mirror import mirrored
 from fastmed.preprocessing import to_grid
@@ -138,7 +138,7 @@ def load(
     engine: str = "auto",
     device: str = "auto",
     precision: str = "fp32",
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Callable[[str], None] = say_on_stderr,
 ) -> Model:
     """Loads a bundle for inference: of any task, of CT or grey images.
 

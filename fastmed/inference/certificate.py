@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastmed.bundle import Bundle
 from fastmed.inference.agreement import Agreement
+from fastmed.inference.machine import machine
 from fastmed.spec import Spec
 from fastmed.writers.atomic import write_atomically
 from fastmed.writers.tables import write_json
@@ -50,7 +49,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `certify` found. reference: the engine, in fp32, that the others are compared with."""
+    """What `certify` found.
+
+    reference: the engine, in fp32, that the others are compared with. versions: of each engine's
+    library, by the engine's name.
+    """
 
     model: str
     sha256: dict[str, str]
@@ -103,15 +106,18 @@ class Verdicts:
     """What a bundle's certificate says of the bundle as it is now; empty where it says nothing.
 
     refused: by engine and precision, the limits that it does not keep. seconds: in the network, of
-        those that passed, where the certificate is of this machine and device.
+        those that passed on this machine and device with the library's version of now.
     """
 
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
-def verdicts(bundle: Bundle, device: str) -> Verdicts:
-    """Reads a bundle's certificate; one of other weights or of another spec says nothing."""
+def verdicts(bundle: Bundle, device: str, versions: Mapping[str, str]) -> Verdicts:
+    """Reads a bundle's certificate; one of other weights or of another spec says nothing.
+
+    versions: of each engine's library as it is installed now.
+    """
     try:
         facts = json.loads((bundle.path / JSON_FILE).read_text(encoding="utf-8"))
         now = bundle.sha256()
@@ -124,29 +130,13 @@ def verdicts(bundle: Bundle, device: str) -> Verdicts:
             {
                 key: float(row["network_seconds"])
                 for key, row in rows.items()
-                if here and row["verdict"] == "passed"
+                if here
+                and row["verdict"] == "passed"
+                and facts["versions"].get(row["engine"]) == versions.get(row["engine"])
             },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Verdicts()
-
-
-def machine(device: str) -> dict[str, str]:
-    """What decides how fast an engine is: processor, threads and GPU."""
-    threads = torch.get_num_threads()
-    facts = {"cpu": _processor(), "threads": f"{threads} thread{'s' * (threads > 1)}"}
-    if device.startswith("cuda"):
-        facts["gpu"] = torch.cuda.get_device_name(device)
-    return facts
-
-
-def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    if facts.exists():
-        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def table(certificate: Certificate) -> str:

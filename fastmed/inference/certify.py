@@ -23,11 +23,9 @@ from fastmed.inference.certificate import Certificate, Row
 from fastmed.inference.certify_worker import Order, read_answers, read_facts
 from fastmed.inference.display import Display
 from fastmed.inference.engines import present
-from fastmed.inference.engines.opening import PRECISIONS, device_of
-from fastmed.inference.manifest import library_versions
+from fastmed.inference.engines.kinds import PRECISIONS, device_of, versions
+from fastmed.inference.machine import machine
 from fastmed.readers.index import Series, index
-
-_LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy")
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,8 @@ def certify(
         sha256=read.sha256(),
         reference=reference[0],
         scans=tuple(entry.name for entry in entries),
-        machine=certificate.machine(device),
-        versions=library_versions(_LIBRARIES),
+        machine=machine(device),
+        versions=versions(),
         limits=vars(read.spec.limits),
         rows=tuple(rows),
     )

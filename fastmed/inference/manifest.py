@@ -66,11 +66,13 @@ def _seen_by(spec: Spec) -> dict[str, Any]:
     tiled = spec.tile_zyx is not None
     settings = {
         "region": spec.region if spec.region != "scan" else None,
+        "axes": spec.axes if spec.axes != "SPL" else None,
         "spacing_mm_zyx": spec.spacing_mm_zyx,
         "size_zyx": spec.size_zyx,
         "window_hu": spec.window_hu,
         "tile_zyx": spec.tile_zyx,
         "overlap": spec.overlap if tiled else None,
+        "mirror_zyx": spec.mirror_zyx if any(spec.mirror_zyx) else None,
         "clean_up": None if spec.clean_up.is_off else asdict(spec.clean_up),
     }
     return {name: value for name, value in settings.items() if value is not None}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import torch
 
 from fastmed import bundle, exporter, models
@@ -79,3 +80,24 @@ def exported(name: str, folder: Path) -> Bundle:
     made = bundle.write(folder / name, spec, network)
     exporter.export(folder / name)
     return made
+
+
+def add_unknown_node(read: Bundle, domain: str) -> None:
+    """Turns a convolution of the bundle's ONNX file into an operation that nobody knows."""
+    model = onnx.load(read.onnx_path())
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    node.domain, node.op_type, node.name = domain, "FancyConv", "the_node"
+    model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    onnx.save(model, read.onnx_path())
+
+
+def move_weights(read: Bundle, location: str) -> None:
+    """Moves one tensor's content to a file of the bundle and says that it lies in `location`."""
+    model = onnx.load(read.onnx_path())
+    tensor = model.graph.initializer[0]
+    (read.path / "weights.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+    onnx.save(model, read.onnx_path())

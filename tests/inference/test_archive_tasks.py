@@ -191,7 +191,7 @@ def test_scores_stand_in_every_table(run, tmp_path):
     assert not {"spacing_mm_zyx", "tile_zyx", "overlap"} & settings.keys()
 
 
-def test_the_manifest_names_region_and_clean_up(run, images, tmp_path, monkeypatch):
+def test_the_manifest_names_what_the_model_sees_and_clean_up(run, images, tmp_path, monkeypatch):
     import sys
     import types
 
@@ -210,6 +210,9 @@ def test_the_manifest_names_region_and_clean_up(run, images, tmp_path, monkeypat
     (row,) = result.rows
     assert row.verdict == "failed"
     assert "no lungs found" in row.reason
+    result = run(replace(SCORES, axes="RAS", mirror_zyx=(True, False, False)), tmp_path / "ct")
+    settings = json.loads((result.output / "manifest.json").read_text())["settings"]
+    assert (settings["axes"], settings["mirror_zyx"]) == ("RAS", [True, False, False])
 
 
 @pytest.mark.parametrize("spec", [MASKS, SCORES], ids=["grey", "scores"])

@@ -15,6 +15,7 @@ from fastmed.errors import FastmedError, UsageError
 from fastmed.inference import certify as certifying
 from fastmed.inference.certificate import verdicts
 from fastmed.inference.engines import open_engine
+from fastmed.inference.engines.kinds import versions
 
 pytest.importorskip("openvino")
 pytest.importorskip("onnxruntime")
@@ -53,6 +54,7 @@ def test_the_certificate_has_every_engine_and_precision(certified):
     facts, rows = json.loads((certified / "certificate.json").read_text()), rows_of(certified)
     assert facts["model"] == "tiny"
     assert facts["sha256"] == bundle.read(certified).sha256()
+    assert facts["versions"].keys() >= {"torch", "ort", "ov"}
     assert (facts["reference"], facts["scans"]) == ("torch", ["scan.nii.gz"])
     assert rows.keys() >= {(e, p) for e in ("torch", "ort", "ov") for p in ("fp32", "fp16", "bf16")}
     for engine in ("ort", "ov"):
@@ -90,7 +92,7 @@ def test_auto_takes_the_fastest_that_was_measured_here(copied):
     assert (engine.name, engine.precision) == ("ort", "fp32")
     assert sentence == f"engine ort on cpu (the fastest in {copied / 'certificate.json'})"
     assert open_engine(read, "ov", "cpu")[0].name == "ov"
-    if ("torch", "bf16") not in verdicts(read, "cpu").seconds:
+    if ("torch", "bf16") not in verdicts(read, "cpu", versions()).seconds:
         pytest.skip("this CPU has no bfloat16")
     assert open_engine(read, "auto", "cpu", "auto")[0].precision == "bf16"
 
@@ -99,11 +101,23 @@ def test_a_certificate_of_another_machine_says_nothing_of_speed(copied):
     facts = json.loads((copied / "certificate.json").read_text())
     facts["machine"]["cpu"] = "another"
     (copied / "certificate.json").write_text(json.dumps(facts))
-    said = verdicts(bundle.read(copied), "cpu")
+    said = verdicts(bundle.read(copied), "cpu", versions())
     assert said.seconds == {}
     engine, sentence = open_engine(bundle.read(copied), "auto", "cpu", "auto")
     assert engine.precision == "fp32"
     assert "on cpu (the fastest on its tile: ov " in sentence
+
+
+def test_a_library_of_another_version_is_not_taken_at_the_certificates_word(copied):
+    facts = json.loads((copied / "certificate.json").read_text())
+    for row in facts["rows"]:
+        row["network_seconds"] = {"ov": 0.1, "ort": 0.2}.get(row["engine"], 0.3)
+    facts["versions"]["ov"] = "2020.1"
+    (copied / "certificate.json").write_text(json.dumps(facts))
+    engine, sentence = open_engine(bundle.read(copied), "auto", "cpu")
+    assert engine.name == "ort"
+    assert sentence.endswith("certificate.json; ov: not in it as it is installed now)")
+    assert open_engine(bundle.read(copied), "ov", "cpu", "auto")[0].precision == "fp32"
 
 
 DAMAGED = {
@@ -120,15 +134,15 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED.keys())
 def test_a_certificate_that_does_not_fit_says_nothing(copied, damage):
     path = copied / "certificate.json"
-    assert verdicts(bundle.read(copied), "cpu").seconds
+    assert verdicts(bundle.read(copied), "cpu", versions()).seconds
     path.write_text(damage(path.read_text()))
-    said = verdicts(bundle.read(copied), "cpu")
+    said = verdicts(bundle.read(copied), "cpu", versions())
     assert (said.refused, said.seconds) == ({}, {})
 
 
 def test_a_file_exported_later_leaves_the_certificate_valid(copied):
     (copied / "model.fp16.onnx").write_bytes((copied / "model.onnx").read_bytes())
-    assert verdicts(bundle.read(copied), "cpu").seconds
+    assert verdicts(bundle.read(copied), "cpu", versions()).seconds
 
 
 def test_an_engine_that_misses_the_limits_is_refused_by_auto_and_warned_about_by_name(
@@ -162,7 +176,7 @@ def test_an_engine_that_cannot_load_its_file_is_a_line_and_no_end(tiny_bundle, s
     for row in found.rows:
         if row.engine in ("ov", "ort") and row.precision == "fp32":
             assert row.verdict == "REFUSED"
-            assert f"engine {row.engine} cannot load it" in row.misses[0]
+            assert "model.onnx: cannot be read as ONNX" in row.misses[0]
             assert row.agreement is None
     assert open_engine(bundle.read(folder), "auto", "cpu")[0].name == "torch"
 

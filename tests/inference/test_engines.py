@@ -15,7 +15,7 @@ from fastmed import bundle, models
 from fastmed.errors import BundleError, UsageError
 from fastmed.geometry import Geometry
 from fastmed.inference import engines
-from fastmed.inference.engines import choice, open_engine, opening
+from fastmed.inference.engines import choice, kinds, open_engine
 from fastmed.volume import Volume
 
 MODULES = {"ov": "openvino", "ort": "onnxruntime"}
@@ -96,7 +96,7 @@ def test_a_choice_is_remembered_until_the_bundle_or_a_version_changes(copied, ti
     (copied / "bundle.toml").write_text((copied / "bundle.toml").read_text() + "\n# changed")
     open_engine(bundle.read(copied), "auto", "cpu")
     assert len(calls) == 18
-    monkeypatch.setattr(opening, "_version", lambda module: "99")
+    monkeypatch.setattr(kinds, "_version", lambda module: "99")
     open_engine(bundle.read(copied), "auto", "cpu")
     assert len(calls) == 27
 
@@ -125,6 +125,24 @@ def test_auto_passes_over_an_engine_that_fails_on_the_tile(read, timed, monkeypa
     engine, sentence = open_engine(read, "auto", "cpu")
     assert engine.name == "ort"
     assert "ov: no such operation" in sentence
+
+
+def test_an_engine_that_fails_while_timed_is_tried_again_another_day(read, timed, monkeypatch):
+    from fastmed.inference.engines.onnx_runtime import OnnxRuntimeEngine
+
+    calls, real = timed(ov=0.3, torch=0.6), choice._seconds
+
+    def short_of_memory(engine, tile):
+        if isinstance(engine, OnnxRuntimeEngine):
+            raise MemoryError
+        return real(engine, tile)
+
+    monkeypatch.setattr(choice, "_seconds", short_of_memory)
+    for times in (6, 12):
+        engine, sentence = open_engine(read, "auto", "cpu")
+        assert engine.name == "ov"
+        assert "ov 0.3 s, torch 0.6 s; ort: MemoryError" in sentence
+        assert len(calls) == times
 
 
 def test_one_engine_alone_is_not_timed(read, hide, timed):
@@ -198,7 +216,7 @@ def test_an_onnx_of_other_weights_is_refused(copied, tiny_spec, name):
 def test_a_damaged_onnx_is_named_in_one_line(copied, name, content):
     pytest.importorskip(MODULES[name])
     (copied / "model.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match=f"engine {name} cannot load it") as caught:
+    with pytest.raises(BundleError, match=r"cannot be read as ONNX .*; export it again") as caught:
         open_engine(bundle.read(copied), name, "cpu")
     assert str(copied) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -282,6 +300,7 @@ def test_survey_knows_engines_of_another_distribution(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", unknown)
+    kinds._version.cache_clear()
     assert dict(row[:2] for row in engines.survey())["torch"] == "present, of unknown version"
 
 

@@ -11,7 +11,7 @@ import fastmed
 from fastmed import bundle, exporter, models
 from fastmed.cli import main
 from fastmed.errors import BundleError, UsageError
-from fastmed.inference.engines import open_engine, open_vino, opening
+from fastmed.inference.engines import kinds, open_engine, open_vino
 
 FILES = {"fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
 STORED = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -36,7 +36,7 @@ def copied(exported, tmp_path):
 def can(read, name, precision):
     """Opens an engine; skips where this machine lacks the library or the arithmetic."""
     pytest.importorskip({"ov": "openvino", "ort": "onnxruntime", "torch": "torch"}[name])
-    lacking = opening.present(read, "cpu", precision)[name]
+    lacking = kinds.present(read, "cpu", precision)[name]
     if "no bfloat16" in lacking or f"no {precision} arithmetic" in lacking:
         pytest.skip(lacking)
     return open_engine(read, name, "cpu", precision)[0]

@@ -13,7 +13,7 @@ import torch
 
 from fastmed import bundle, models
 from fastmed.errors import BundleError, UsageError
-from fastmed.inference.engines import choice, open_engine, opening, tensor_rt
+from fastmed.inference.engines import choice, kinds, open_engine, opening, tensor_rt
 from fastmed.inference.engines.protocol import EngineRefused
 from fastmed.inference.engines.tensor_rt import TensorRtEngine
 from fastmed.inference.engines.tensor_rt_build import check_gpu
@@ -259,13 +259,13 @@ def test_without_cuda_it_says_which_torch_sees_none(read):
 def on_cuda(monkeypatch):
     """A machine with a CUDA device and TensorRT, as far as opening an engine asks."""
     monkeypatch.setattr(opening, "device_of", lambda device: "cuda:0")
-    monkeypatch.setattr(opening, "_present", lambda kind: kind.modules[0])
+    monkeypatch.setattr(kinds.Kind, "module", property(lambda kind: kind.modules[0]))
 
 
 def with_builds(monkeypatch, **builds):
     for name, build in builds.items():
         build.lacks = lambda *_: ""
-        monkeypatch.setitem(opening._KINDS, name, replace(opening._KINDS[name], engine=build))
+        monkeypatch.setitem(kinds.KINDS, name, replace(kinds.KINDS[name], engine=build))
 
 
 def refusing(*_):
@@ -321,8 +321,8 @@ def test_the_choice_names_the_library(read, on_cuda, workshop):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_who_has_no_gpu_is_not_told_to_install_it(monkeypatch):
-    monkeypatch.setattr(opening, "_present", lambda kind: "")
-    assert opening.survey()[0] == ("trt", "absent", "")
+    monkeypatch.setattr(kinds.Kind, "module", "")
+    assert kinds.survey()[0] == ("trt", "absent", "")
 
 
 def test_named_it_is_never_replaced_where_it_refuses(read, on_cuda, monkeypatch):
@@ -332,6 +332,6 @@ def test_named_it_is_never_replaced_where_it_refuses(read, on_cuda, monkeypatch)
 
 
 def test_absent_it_names_the_command_that_installs_it(read, on_cuda, monkeypatch):
-    monkeypatch.setattr(opening, "_present", lambda kind: "")
+    monkeypatch.setattr(kinds.Kind, "module", "")
     with pytest.raises(UsageError, match=r"--engine trt: not .*; pip install tensorrt-cu1\d$"):
         open_engine(read, "trt")

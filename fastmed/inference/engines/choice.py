@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from fastmed.bundle import Bundle
 from fastmed.cache_folder import cache_folder
 from fastmed.errors import BundleError
-from fastmed.inference.certificate import machine
 from fastmed.inference.engines.engine_cache import EngineCache, Entry
-from fastmed.inference.engines.protocol import CUDA_BATCHES, Engine
+from fastmed.inference.engines.protocol import CUDA_BATCHES, Engine, EngineRefused
+from fastmed.inference.machine import machine
 from fastmed.spec import Spec
 
 _RUNS = 3  # after the first, which compiles
@@ -58,7 +58,8 @@ def measured(
     build: Callable[[str], Engine],
     say: Callable[[str], None],
 ) -> Measured:
-    """Times engines on the bundle's own tile; what was measured on this machine is remembered.
+    """Times engines on the bundle's own tile; what was measured on this machine is remembered,
+    unless an engine failed of what may pass, such as memory that was short.
 
     versions: the engines to time, each with its library's version. build: opens one by its name.
     say: receives a sentence before the first measuring.
@@ -78,24 +79,31 @@ def measured(
     if kept := cache.read(entry):
         return Measured(**json.loads(kept))
     say(f"Timing {', '.join(versions)} on this machine, once for this model ...")
-    found = _measure(bundle.spec, device, precision, versions, build)
+    found, is_lasting = _measure(bundle.spec, device, precision, versions, build)
+    if not is_lasting:
+        return found
     if problem := cache.write(entry, json.dumps(asdict(found)).encode()):
         say(problem)
     return found
 
 
-def _measure(spec: Spec, device: str, precision: str, names, build) -> Measured:
+def _measure(
+    spec: Spec, device: str, precision: str, names: Iterable[str], build: Callable[[str], Engine]
+) -> tuple[Measured, bool]:
+    """What was measured, and whether it would be the same tomorrow: memory may have been short."""
     tile = _tile(spec, device)
-    found, logits = Measured(), {}
+    found, logits, is_lasting = Measured(), {}, True
     for name in names:
         try:
             engine = build(name)
-            logits[name] = engine(tile).clone()
+            said = engine(tile).clone()
             found.seconds[name] = min(_seconds(engine, tile) for _ in range(_RUNS))
+            logits[name] = said
         except BundleError:
             raise
         except Exception as error:  # the other engines may know the network
             found.refused[name] = " ".join(str(error).split())[:300] or type(error).__name__
+            is_lasting &= isinstance(error, EngineRefused)
     reference = logits.pop("torch", None)
     if precision == "fp32" and reference is not None:
         largest = float(reference.abs().max())
@@ -104,7 +112,7 @@ def _measure(spec: Spec, device: str, precision: str, names, build) -> Measured:
             if not apart <= spec.limits.logits:  # nor where it is no number
                 found.refused[name] = f"its logits differ from torch's by {apart:.2g}"
                 del found.seconds[name]
-    return found
+    return found, is_lasting
 
 
 def _seconds(engine: Engine, tile: Tensor) -> float:

@@ -13,6 +13,8 @@ from fastmed.exporter import WEIGHTS_KEY
 
 _FLOATS = {1: "float32", 10: "float16", 16: "bfloat16", 11: "float64"}  # onnx.TensorProto.DataType
 
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # ONNX's own, and ONNX Runtime's
+
 
 def missing_file(bundle: Bundle, precision: str) -> str:
     """What to do where the bundle has no network exported in this precision; empty where it has."""
@@ -51,6 +53,11 @@ class OnnxFile:
     logits: OnnxValue
     precision: str
 
+    @property
+    def channels(self) -> int | None:
+        """Of the image; None where the file leaves them free."""
+        return self.image.axes[1] if len(self.image.axes) > 1 else None
+
     def content(self) -> bytes:
         """The file's bytes. Raises BundleError where they have changed since it was opened."""
         if _sha256(self.path, _external(_parse(self.path), self.path)) != self.sha256:
@@ -62,16 +69,17 @@ def open_onnx(bundle: Bundle, precision: str = "fp32") -> OnnxFile:
     """Reads the ONNX file of a precision without running anything.
 
     Raises BundleError for a damaged file, for one that was exported from other weights than the
-    bundle's, for more inputs or outputs than one each, for those that are not floating point, and
-    for weights that lie in a file outside the bundle's folder.
+    bundle's, for operations of custom domains, for more inputs or outputs than one each, for those
+    that are not floating point, and for weights that lie in a file outside the bundle's folder.
     """
     path = bundle.onnx_path(precision)
     model = _parse(path)
     named = {entry.key: entry.value for entry in model.metadata_props}
-    refuse_stale(bundle, named.get(WEIGHTS_KEY), precision)
+    _refuse_stale(bundle, named.get(WEIGHTS_KEY), precision)
+    _refuse_custom_nodes(model, path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
-    image, logits = only_one_each(inputs, list(model.graph.output), bundle, precision)
+    image, logits = _only_one_each(inputs, list(model.graph.output), bundle, precision)
     dtypes = {_FLOATS[t.data_type] for t in model.graph.initializer if t.data_type in _FLOATS}
     return OnnxFile(
         path=path,
@@ -82,7 +90,7 @@ def open_onnx(bundle: Bundle, precision: str = "fp32") -> OnnxFile:
     )
 
 
-def only_one_each(inputs: list, outputs: list, bundle: Bundle, precision: str = "fp32") -> tuple:
+def _only_one_each(inputs: list, outputs: list, bundle: Bundle, precision: str = "fp32") -> tuple:
     """The only input and output of an ONNX network, which may have any names."""
     if len(inputs) != 1 or len(outputs) != 1:
         raise BundleError(
@@ -92,7 +100,7 @@ def only_one_each(inputs: list, outputs: list, bundle: Bundle, precision: str = 
     return inputs[0], outputs[0]
 
 
-def refuse_stale(bundle: Bundle, exported_from: str | None, precision: str = "fp32") -> None:
+def _refuse_stale(bundle: Bundle, exported_from: str | None, precision: str = "fp32") -> None:
     """An ONNX file that names the weights it came from must have come from these."""
     if not exported_from or not bundle.weights_path.is_file():
         return
@@ -103,14 +111,27 @@ def refuse_stale(bundle: Bundle, exported_from: str | None, precision: str = "fp
         )
 
 
+def _refuse_custom_nodes(model, path: Path) -> None:
+    known = {*_DOMAINS, *(function.domain for function in model.functions)}
+    for node in model.graph.node:
+        if node.domain not in known:
+            raise BundleError(
+                f"{path}: node {node.name or '(no name)'} is {node.op_type} of the domain "
+                f"{node.domain}, which no engine knows; export the network in ONNX's own operations"
+            )
+
+
 def _parse(path: Path):
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read as ONNX ({error}); export it again") from error
+    if not model.HasField("graph"):
+        raise BundleError(f"{path}: cannot be read as ONNX (it has no graph); export it again")
+    return model
 
 
 def _value(value, path: Path) -> OnnxValue:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmed.bundle import Bundle
-from fastmed.exporter import WEIGHTS_KEY
-from fastmed.inference.engines.onnx_file import missing_file, only_one_each, refuse_stale
+from fastmed.inference.engines.onnx_file import missing_file, open_onnx
 from fastmed.inference.engines.protocol import TileEngine
 
 
@@ -26,20 +25,15 @@ class OnnxRuntimeEngine(TileEngine):
         import onnxruntime
 
         super().__init__(bundle.spec, device, precision)
+        file = open_onnx(bundle, precision)
+        self._input, self._output = file.image.name, file.logits.name
+        self._channels = file.channels
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            bundle.onnx_path(precision), options, providers=["CPUExecutionProvider"]
+            file.path, options, providers=["CPUExecutionProvider"]
         )
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        refuse_stale(bundle, metadata.get(WEIGHTS_KEY), precision)
-        image, logits = only_one_each(
-            self._session.get_inputs(), self._session.get_outputs(), bundle
-        )
-        self._input, self._output = image.name, logits.name
-        channels = image.shape[1] if len(image.shape) > 1 else None
-        self._channels = channels if isinstance(channels, int) else None
 
     def _run(self, tiles: Tensor) -> Tensor:
         (logits,) = self._session.run([self._output], {self._input: tiles.contiguous().numpy()})

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmed.bundle import Bundle, file_sha256
+from fastmed.bundle import Bundle
 from fastmed.cache_folder import cache_folder
-from fastmed.exporter import WEIGHTS_KEY
 from fastmed.inference.engines.engine_cache import EngineCache, Entry
-from fastmed.inference.engines.onnx_file import missing_file, only_one_each, refuse_stale
+from fastmed.inference.engines.onnx_file import missing_file, open_onnx
 from fastmed.inference.engines.protocol import TileEngine
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -51,16 +50,10 @@ class OpenVinoEngine(TileEngine):
 
     def __init__(self, bundle: Bundle, device: str, precision: str = "fp32"):
         super().__init__(bundle.spec, device, precision)
-        self._model = _core().read_model(bundle.onnx_path())
-        key = ["framework", WEIGHTS_KEY]
-        known = self._model.has_rt_info(key)
-        refuse_stale(bundle, self._model.get_rt_info(key).astype(str) if known else None)
-        image, _ = only_one_each(self._model.inputs, self._model.outputs, bundle)
-        axes = list(image.get_partial_shape())
-        known = len(axes) > 1 and axes[1].is_static
-        self._channels = axes[1].get_length() if known else None
+        self._file = open_onnx(bundle)
+        self._model = _core().read_model(self._file.path)
+        self._channels = self._file.channels
         self._usual_zyx = bundle.spec.tile_zyx or bundle.spec.size_zyx or ()
-        self._file = bundle.onnx_path()
         self._compiled: dict[tuple[int, ...], Callable] = {}
         self._is_residual = _adds_to_a_norm(self._model)
 
@@ -94,7 +87,7 @@ class OpenVinoEngine(TileEngine):
             "library": f"OpenVINO {openvino.get_version()}",
             "cpu": _core().get_property("CPU", "FULL_DEVICE_NAME"),
             "able": _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
-            "onnx_sha256": file_sha256(self._file),
+            "onnx_sha256": self._file.sha256,
             "shape": shape,
             "settings": self._settings(),
         }

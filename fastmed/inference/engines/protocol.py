@@ -16,6 +16,11 @@ from fastmed.spec import Spec
 CUDA_BATCHES = {3: 4, 2: 8}
 
 
+def say_on_stderr(sentence: str) -> None:
+    """Where engines say what takes long, unless told otherwise."""
+    print(sentence, file=sys.stderr)
+
+
 class EngineRefused(UsageError):
     """An engine's library is present, but does not take this device or this network."""
 
@@ -45,7 +50,7 @@ class TileEngine:
     """
 
     def __init__(self, spec: Spec, device: str, precision: str = "fp32"):
-        self.say: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr)
+        self.say: Callable[[str], None] = say_on_stderr
         self.device, self.precision = device, precision
         self._flat = spec.dimensions == 2
         self._repeats = self._flat and spec.task == "detection"

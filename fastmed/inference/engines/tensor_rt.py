@@ -48,7 +48,7 @@ class TensorRtEngine(TileEngine):
         super().__init__(bundle.spec, device, precision)
         onnx = open_onnx(bundle, precision)
         self._cache = EngineCache(cache_folder("engines"))
-        self._channels = onnx.image.axes[1] if len(onnx.image.axes) > 1 else None
+        self._channels = onnx.channels
         with torch.cuda.device(device):
             self._target = accepted(onnx, Gpu.of(device), self._cache)
         self.library = str(self._target.flavour)
