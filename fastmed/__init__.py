@@ -9,11 +9,12 @@ _FUNCTIONS = {
     "infer": "fastmed.inference.archive",
     "export": "fastmed.exporter",
     "certify": "fastmed.inference.certify",
+    "quantise": "fastmed.inference.quantise",
     "train": "fastmed.training.train",
     "evaluate": "fastmed.inference.evaluate",
 }
 
-__all__ = ["certify", "evaluate", "export", "index", "infer", "load", "read", "train"]
+__all__ = ["certify", "evaluate", "export", "index", "infer", "load", "quantise", "read", "train"]
 
 
 def __getattr__(name: str):

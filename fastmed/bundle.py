@@ -18,8 +18,14 @@ from fastmed.writers.atomic import write_atomically
 
 SPEC_FILE = "bundle.toml"
 WEIGHTS_FILE = "weights.safetensors"
-# The exported network by the precision that it computes in.
-ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
+# The exported network by the precision that it computes in; TensorRT has an int8 of its own.
+ONNX_FILES = {
+    "fp32": "model.onnx",
+    "fp16": "model.fp16.onnx",
+    "bf16": "model.bf16.onnx",
+    "int8": "model.int8.onnx",
+    "int8-trt": "model.int8-trt.onnx",
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Bundle:
         return self.path / WEIGHTS_FILE
 
     def onnx_path(self, precision: str = "fp32") -> Path:
-        """Where the network exported in "fp32", "fp16" or "bf16" is, or would be."""
+        """Where the network exported in a precision of ONNX_FILES is, or would be."""
         return self.path / ONNX_FILES[precision]
 
     def sha256(self) -> dict[str, str]:

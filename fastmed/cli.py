@@ -85,7 +85,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    print(fastmed.export(arguments.bundle, to=arguments.to, precision=arguments.precision))
+    if arguments.precision == "int8" and arguments.scans:
+        made = fastmed.quantise(arguments.bundle, arguments.scans)
+        print(*made, sep="\n")
+    else:
+        print(fastmed.export(arguments.bundle, to=arguments.to, precision=arguments.precision))
     if arguments.scans:
         return certify(arguments)
     hint = f"fastmed certify {arguments.bundle} --scans PATH says whether engines agree on it"
@@ -254,7 +258,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--to", required=True, metavar="FORMAT", help="onnx")
     _add_precision(command)
     command.add_argument(
-        "--scans", type=Path, nargs="+", metavar="PATH", help="also certify it on these scans"
+        "--scans",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="also certify it on these scans; int8 measures its ranges on them first",
     )
     command.set_defaults(device="auto", quiet=False)
 
@@ -343,7 +351,7 @@ def _add_precision(command: argparse.ArgumentParser, more: str = "") -> None:
         "--precision",
         default="fp32",
         metavar="NAME",
-        help=f"what the network computes in: fp32, fp16 or bf16{more} (default: fp32)",
+        help=f"what the network computes in: fp32, fp16, bf16 or int8{more} (default: fp32)",
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -46,6 +48,8 @@ def export(bundle: str | Path, *, to: str = "onnx", precision: str = "fp32") -> 
     """
     if to != "onnx":
         raise UsageError(f"--to {to}: this version exports onnx")
+    if precision == "int8":
+        raise UsageError("--precision int8: needs scans to measure ranges on: --scans PATH")
     if precision not in OPSETS:
         raise UsageError(f"--precision {precision}: expected one of {', '.join(OPSETS)}")
     source = bundles.read(bundle)
@@ -57,12 +61,18 @@ def export(bundle: str | Path, *, to: str = "onnx", precision: str = "fp32") -> 
     model = _onnx_program(network, source.spec, OPSETS[precision]).model_proto
     _check(model, source)
     _forget_where_it_was_made(model)
-    facts = {
-        WEIGHTS_KEY: bundles.file_sha256(source.weights_path),
-        SPEC_KEY: json.dumps(spec_to_table(source.spec)),
-        PRECISION_KEY: precision,
-    }
-    for name, value in facts.items():
+    return write_onnx(model, source, precision)
+
+
+def write_onnx(
+    model, source: bundles.Bundle, precision: str, more: Mapping[str, str] | None = None
+) -> Path:
+    """Writes an ONNX network of a bundle, with metadata that say what it was made of."""
+    facts = {SPEC_KEY: json.dumps(spec_to_table(source.spec)), PRECISION_KEY: precision}
+    if source.weights_path.is_file():
+        facts[WEIGHTS_KEY] = bundles.file_sha256(source.weights_path)
+    del model.metadata_props[:]
+    for name, value in (facts | dict(more or {})).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value
     path = source.onnx_path(precision)
@@ -86,6 +96,8 @@ def _onnx_program(network: torch.nn.Module, spec: Spec, opset: int) -> torch.onn
     # A smallest size of 1 at the bottom of the network is no special case: its output is tested.
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):
         exported = torch.export.export(network, (example,), dynamic_shapes=(free,))
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    log.setLevel(logging.ERROR)  # it misses torchvision, of which nothing is exported
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.onnx.export(

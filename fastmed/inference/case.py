@@ -144,7 +144,7 @@ def load(
 
     bundle: its folder; None takes the demo bundle (liver) of the package.
     engine: "auto", "torch", "ort", "ov" or "trt"; device: "auto", "cpu", "cuda" or "cuda:1".
-    precision: "fp32", "fp16" or "bf16": what the network computes in; or "auto"
+    precision: "fp32", "fp16", "bf16" or "int8": what the network computes in; or "auto"
         (`engines.open_engine`).
     say: receives a sentence where the engines are timed, which is done once on a machine.
 

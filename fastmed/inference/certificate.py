@@ -82,7 +82,7 @@ def misses(agreement: Agreement, spec: Spec, precision: str) -> tuple[str, ...]:
             found.append(f"Dice of {name} is {dice:.4f}, must be {limits.dice:g}")
     if agreement.probability is not None and not agreement.probability <= limits.probability:
         found.append(
-            f"a probability differs by {agreement.probability:.3f}, {limits.probability:g} may"
+            f"a probability differs by {agreement.probability:.3g}, {limits.probability:g} may"
         )
     if agreement.boxes == 0:
         found.append("the reference finds no box in these scans; certify on scans with findings")

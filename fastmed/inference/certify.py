@@ -25,7 +25,7 @@ from fastmed.inference.display import Display
 from fastmed.inference.engines import present
 from fastmed.inference.engines.kinds import PRECISIONS, device_of, versions
 from fastmed.inference.machine import machine
-from fastmed.readers.index import Series, index
+from fastmed.inference.scans import readable
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def certify(
     display = Display(quiet)
     device = device_of(device)
     paths = [Path(p) for p in ([scans] if isinstance(scans, str | Path) else scans)]
-    entries = _readable(paths, read)
+    entries = readable(paths, read.spec)
     reference, *others = _candidates(read, device)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fastmed-certify-") as folder:
@@ -104,16 +104,6 @@ def certify(
     )
     certificate.write(found, read.path)
     return found
-
-
-def _readable(paths: list[Path], read: Bundle) -> list[Series]:
-    found = index(paths, modality=read.spec.modality)
-    entries = [entry for entry in found if entry.verdict == "ok"]
-    if not entries:
-        why = "; ".join(f"{entry.name}: {entry.reason}" for entry in found[:3]) or "no files"
-        where = ", ".join(map(str, paths))
-        raise UsageError(f"--scans {where}: no scan here that {read.spec.name} reads ({why})")
-    return entries
 
 
 def _candidates(read: Bundle, device: str) -> list[tuple]:

@@ -1,6 +1,8 @@
 """What tests of inference may ask for."""
 
 import network_bundles
+import nibabel
+import numpy as np
 import pytest
 
 
@@ -15,3 +17,15 @@ def made(tmp_path_factory):
         return bundles[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tissue(tmp_path_factory):
+    """Two NIfTI of soft tissue in air, and a third of one slice."""
+    folder = tmp_path_factory.mktemp("scans")
+    for seed, depth in enumerate((24, 20, 1)):
+        hu = np.full((depth, 40, 44), -1000, np.int16)
+        hu[:, 4:36, 4:40] = np.random.default_rng(seed).integers(-150, 250, (depth, 32, 36))
+        affine = np.diag([3.0, 3, 3, 1])
+        nibabel.save(nibabel.Nifti1Image(hu.T, affine), folder / f"{seed}.nii.gz")
+    return folder

@@ -126,7 +126,7 @@ MISSES = {
     "no figure": (SEGMENT, {"logits_relative": math.nan}, "logits differ by nan"),
     "labels": (SEGMENT, {"equal_labels": 0.998}, "99.8000% of labels are equal"),
     "dice": (SEGMENT, {"dice": {"liver": 0.98, "spleen": None}}, "Dice of liver is 0.9800"),
-    "probability": (CLASSIFY, {"probability": 0.03}, "a probability differs by 0.030"),
+    "probability": (CLASSIFY, {"probability": 0.03}, "a probability differs by 0.03,"),
     "ap": (DETECT, {"ap": 0.98, "boxes": 3}, "AP of its boxes is 0.980"),
     "nothing found": (DETECT, {"boxes": 0}, "certify on scans with findings"),
 }

@@ -257,7 +257,8 @@ def test_without_cuda_it_says_which_torch_sees_none(read):
 
 @pytest.fixture
 def on_cuda(monkeypatch):
-    """A machine with a CUDA device and TensorRT, as far as opening an engine asks."""
+    """A machine with a CUDA device, torch and TensorRT, as far as opening an engine asks."""
+    monkeypatch.setitem(kinds.KINDS, "ort", replace(kinds.KINDS["ort"], devices=("cpu",)))
     monkeypatch.setattr(opening, "device_of", lambda device: "cuda:0")
     monkeypatch.setattr(kinds.Kind, "module", property(lambda kind: kind.modules[0]))
 

@@ -16,6 +16,7 @@ from fastmed.inference.engines.protocol import EngineRefused
 from fastmed.inference.engines.tensor_rt_build import Target, build, check_network
 from fastmed.inference.engines.tensor_rt_flavour import Flavour, Gpu
 from fastmed.inference.engines.tensor_rt_profile import Profile
+from fastmed.inference.quantise import quantise
 
 rtx = pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -31,8 +32,8 @@ def copied(made, tmp_path):
     return bundle.read(tmp_path / "b")
 
 
-def target_of(read, gpu=A100) -> Target:
-    return Target(open_onnx(read), Flavour(rtx), gpu)
+def target_of(read, gpu=A100, precision="fp32") -> Target:
+    return Target(open_onnx(read, precision), Flavour(rtx), gpu)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -44,6 +45,15 @@ def test_every_exported_network_becomes_an_engine(made, name):
     for plan in (fixed, ranged):
         assert plan.startswith(PLAN)
         assert len(plan) > 0.9 * weights
+
+
+def test_a_file_of_eight_bits_becomes_an_engine(copied, tissue):
+    pytest.importorskip("onnxruntime")
+    quantise(copied.path, tissue, quiet=True)
+    target = target_of(copied, precision="int8-trt")
+    assert build(target, SHAPES["unet3d"].fixed, print, capabilities=ALL).startswith(PLAN)
+    with pytest.raises(EngineRefused, match="DequantizeLinear"):  # the CPU's, of biases in 32 bits
+        check_network(target_of(copied, precision="int8"))
 
 
 @pytest.mark.parametrize("capability", ALL)

@@ -41,11 +41,11 @@ class Kind:
 KINDS = {
     "trt": Kind(TensorRtEngine, MODULES, ("cuda",), install_command()),
     "ov": Kind(OpenVinoEngine, ("openvino",), ("cpu",), "pip install openvino"),
-    "ort": Kind(OnnxRuntimeEngine, ("onnxruntime",), ("cpu",), "pip install onnxruntime"),
+    "ort": Kind(OnnxRuntimeEngine, ("onnxruntime",), ("cpu", "cuda"), "pip install onnxruntime"),
     "torch": Kind(TorchEngine, ("torch",), ("cpu", "cuda"), "pip install torch"),
 }
 NAMES = ("auto", *KINDS)
-PRECISIONS = tuple(DTYPES)
+PRECISIONS = (*DTYPES, "int8")
 
 
 def absent(name: str, bundle: Bundle, device: str, precision: str) -> str:

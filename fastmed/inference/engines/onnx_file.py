@@ -13,6 +13,7 @@ from fastmed.exporter import WEIGHTS_KEY
 
 _FLOATS = {1: "float32", 10: "float16", 16: "bfloat16", 11: "float64"}  # onnx.TensorProto.DataType
 
+MADE_OF_KEY = "fastmed.onnx_sha256"  # of the file that this one was made of
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # ONNX's own, and ONNX Runtime's
 
 
@@ -26,7 +27,8 @@ def missing_file(bundle: Bundle, precision: str) -> str:
 
 def export_command(bundle: Bundle, precision: str) -> str:
     """What writes the bundle's ONNX file of a precision."""
-    chosen = "" if precision == "fp32" else f" --precision {precision}"
+    chosen = "" if precision == "fp32" else f" --precision {precision.removesuffix('-trt')}"
+    chosen += " --scans PATH" if precision.startswith("int8") else ""
     return f"fastmed export {bundle.path} --to onnx{chosen}"
 
 
@@ -75,7 +77,7 @@ def open_onnx(bundle: Bundle, precision: str = "fp32") -> OnnxFile:
     path = bundle.onnx_path(precision)
     model = _parse(path)
     named = {entry.key: entry.value for entry in model.metadata_props}
-    _refuse_stale(bundle, named.get(WEIGHTS_KEY), precision)
+    _refuse_stale(bundle, named, precision)
     _refuse_custom_nodes(model, path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
@@ -100,15 +102,16 @@ def _only_one_each(inputs: list, outputs: list, bundle: Bundle, precision: str =
     return inputs[0], outputs[0]
 
 
-def _refuse_stale(bundle: Bundle, exported_from: str | None, precision: str = "fp32") -> None:
-    """An ONNX file that names the weights it came from must have come from these."""
-    if not exported_from or not bundle.weights_path.is_file():
-        return
-    if exported_from != file_sha256(bundle.weights_path):
-        raise BundleError(
-            f"bundle {bundle.path}: {bundle.onnx_path(precision).name} was exported from other "
-            f"weights; {export_command(bundle, precision)}"
-        )
+def _refuse_stale(bundle: Bundle, named: dict[str, str], precision: str) -> None:
+    """A file that names the weights, or the file, that it came from must have come from these."""
+    sources = {WEIGHTS_KEY: bundle.weights_path, MADE_OF_KEY: bundle.onnx_path()}
+    for key, source in sources.items():
+        if key in named and source.is_file() and named[key] != file_sha256(source):
+            what = "weights" if key == WEIGHTS_KEY else source.name
+            raise BundleError(
+                f"bundle {bundle.path}: {bundle.onnx_path(precision).name} was exported from other "
+                f"{what}; {export_command(bundle, precision)}"
+            )
 
 
 def _refuse_custom_nodes(model, path: Path) -> None:

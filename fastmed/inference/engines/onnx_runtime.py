@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine."""
+"""ONNX Runtime as an engine, in torch's memory."""
 
 from __future__ import annotations
 
@@ -7,16 +7,33 @@ from torch import Tensor
 
 from fastmed.bundle import Bundle
 from fastmed.inference.engines.onnx_file import missing_file, open_onnx
-from fastmed.inference.engines.protocol import TileEngine
+from fastmed.inference.engines.protocol import EngineRefused, TileEngine
+
+# With ONNX's number (onnx.TensorProto.DataType), as NumPy has no bfloat16.
+_DTYPES = {
+    "float32": (torch.float32, 1),
+    "float16": (torch.float16, 10),
+    "bfloat16": (torch.bfloat16, 16),
+}
+_CUDA = "CUDAExecutionProvider"
 
 
 class OnnxRuntimeEngine(TileEngine):
-    """ONNX Runtime on the CPU, with as many threads as torch has."""
+    """ONNX Runtime on the CPU, with as many threads as torch has, or on CUDA.
+
+    It reads tiles from torch's memory and writes logits there: on CUDA nothing goes through the
+    host but the first logits of each shape.
+    """
 
     name = "ort"
 
     @staticmethod
     def lacks(bundle: Bundle, device: str, precision: str) -> str:
+        if device != "cpu" and (version := _cpu_version()):
+            return (
+                f"onnxruntime {version} is built for CPUs; "
+                "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+            )
         if precision == "bf16" and device == "cpu":
             return "ONNX Runtime has no bfloat16 convolutions for CPUs; --engine ov or torch has"
         return missing_file(bundle, precision)
@@ -25,16 +42,58 @@ class OnnxRuntimeEngine(TileEngine):
         import onnxruntime
 
         super().__init__(bundle.spec, device, precision)
-        file = open_onnx(bundle, precision)
-        self._input, self._output = file.image.name, file.logits.name
-        self._channels = file.channels
+        self._file = open_onnx(bundle, precision)
+        self._channels = self._file.channels
+        self._place = torch.device(device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            file.path, options, providers=["CPUExecutionProvider"]
+            self._file.path, options, providers=_providers(self._place)
         )
+        if self._place.type == "cuda" and _CUDA not in self._session.get_providers():
+            raise EngineRefused(
+                f"onnxruntime {onnxruntime.__version__} cannot load its CUDA libraries: "
+                "they must be those of the CUDA and cuDNN that it was built for"
+            )
+        self._shape: tuple[int, ...] = ()
+        self._logits = torch.empty(0)
 
     def _run(self, tiles: Tensor) -> Tensor:
-        (logits,) = self._session.run([self._output], {self._input: tiles.contiguous().numpy()})
-        return torch.from_numpy(logits)
+        image, logits = self._file.image, self._file.logits
+        binding = self._session.io_binding()
+        tiles = tiles.to(_DTYPES[image.dtype][0]).contiguous()
+        binding.bind_input(image.name, *self._memory(tiles, image.dtype))
+        is_known = tuple(tiles.shape) == self._shape
+        if is_known:
+            binding.bind_output(logits.name, *self._memory(self._logits, logits.dtype))
+        else:
+            binding.bind_output(logits.name, self._place.type, self._place.index or 0)
+        if self._place.type == "cuda":
+            torch.cuda.current_stream(
+                self._place
+            ).synchronize()  # its own stream knows none of ours
+        self._session.run_with_iobinding(binding)
+        if not is_known:
+            (made,) = binding.get_outputs()
+            self._logits = torch.from_numpy(made.numpy()).to(self._place)
+            self._shape = tuple(tiles.shape)
+        return self._logits.float()  # the same memory, unless the file has another dtype
+
+    def _memory(self, tensor: Tensor, dtype: str) -> tuple:
+        number = _DTYPES[dtype][1]
+        index = self._place.index or 0
+        return self._place.type, index, number, tuple(tensor.shape), tensor.data_ptr()
+
+
+def _cpu_version() -> str:
+    """The version of an ONNX Runtime that is built for CPUs alone; else nothing."""
+    import onnxruntime
+
+    return "" if _CUDA in onnxruntime.get_available_providers() else onnxruntime.__version__
+
+
+def _providers(place: torch.device) -> list:
+    if place.type == "cpu":
+        return ["CPUExecutionProvider"]
+    return [(_CUDA, {"device_id": place.index or 0}), "CPUExecutionProvider"]

@@ -16,7 +16,8 @@ from fastmed.inference.engines.engine_cache import EngineCache, Entry
 from fastmed.inference.engines.onnx_file import missing_file, open_onnx
 from fastmed.inference.engines.protocol import TileEngine
 
-_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+# Of all that a file of 8 bits leaves in float32.
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 
 
 @cache
@@ -34,8 +35,8 @@ def _core():
 class OpenVinoEngine(TileEngine):
     """OpenVINO on the CPU; one compiled network per tile shape, that of the spec's tile kept.
 
-    It reads model.onnx in every precision: what it computes in is a hint, and it knows itself which
-    operations bear the lower one.
+    It reads model.onnx in every precision but int8: what it computes in is a hint, and it knows
+    itself which operations bear the lower one.
     """
 
     name = "ov"
@@ -46,11 +47,11 @@ class OpenVinoEngine(TileEngine):
         if precision.upper() not in able:
             found = ", ".join(name.lower() for name in able if name in ("FP32", "BF16", "FP16"))
             return f"this CPU has no {precision} arithmetic, only {found}"
-        return missing_file(bundle, "fp32")
+        return missing_file(bundle, _file(precision))
 
     def __init__(self, bundle: Bundle, device: str, precision: str = "fp32"):
         super().__init__(bundle.spec, device, precision)
-        self._file = open_onnx(bundle)
+        self._file = open_onnx(bundle, _file(precision))
         self._model = _core().read_model(self._file.path)
         self._channels = self._file.channels
         self._usual_zyx = bundle.spec.tile_zyx or bundle.spec.size_zyx or ()
@@ -112,6 +113,10 @@ class OpenVinoEngine(TileEngine):
             # with the addition behind it, as SSD3D has them.
             settings["SNIPPETS_MODE"] = "DISABLE"
         return settings
+
+
+def _file(precision: str) -> str:
+    return "int8" if precision == "int8" else "fp32"
 
 
 def _adds_to_a_norm(model) -> bool:

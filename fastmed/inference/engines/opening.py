@@ -38,9 +38,9 @@ def open_engine(
         refuses. A named engine that is absent, or does not take this device, is an error, never
         replaced; one that a certificate refuses runs, and that is said.
     device: "auto" (a CUDA device where torch has one), "cpu", "cuda" or "cuda:1".
-    precision: "fp32", "fp16" or "bf16": what the network computes in. A machine or an engine that
-        cannot is an error, never a silent float32. "auto": the fastest of float32 and those that
-        passed in a certificate of this machine.
+    precision: "fp32", "fp16", "bf16" or "int8": what the network computes in. A machine or an
+        engine that cannot is an error, never a silent float32. "auto": the fastest of float32 and
+        those that passed in a certificate of this machine.
     say: receives a sentence where something takes long: engines are timed, or TensorRT builds.
 
     Returns the engine and one sentence that says which it is and why.

@@ -29,7 +29,7 @@ class Engine(Protocol):
     """A network that is loaded and ready.
 
     name: as --engine names it. device: "cpu" or "cuda:0". precision: what it computes in, "fp32",
-    "fp16" or "bf16". say: receives a sentence where something takes long, such as a build.
+    "fp16", "bf16" or "int8". say: receives a sentence where something takes long, such as a build.
     Called with tiles [B, C, D, H, W] float32 on `device`, it returns logits [B, K, D, H, W]
     float32 there, [B, K] from a classification or [B, N, 2K + classes] from a detection; they stay
     valid until the next call.
@@ -41,6 +41,8 @@ class Engine(Protocol):
     say: Callable[[str], None]
 
     def __call__(self, tiles: Tensor) -> Tensor: ...
+
+    def network_input(self, tiles: Tensor) -> Tensor: ...
 
 
 class TileEngine:
@@ -57,9 +59,13 @@ class TileEngine:
         self._channels: int | None = None  # of the network's input, where it says so
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        tiles = self._repeated(tiles) if self._repeats else tiles
-        logits = self._run(tiles.squeeze(2) if self._flat else tiles)
+        logits = self._run(self.network_input(tiles))
         return logits.unsqueeze(2) if self._flat and logits.dim() == 4 else logits
+
+    def network_input(self, tiles: Tensor) -> Tensor:
+        """Tiles as the network itself takes them."""
+        tiles = self._repeated(tiles) if self._repeats else tiles
+        return tiles.squeeze(2) if self._flat else tiles
 
     def _repeated(self, tiles: Tensor) -> Tensor:
         given, wanted = tiles.shape[1], self._channels

@@ -42,11 +42,11 @@ class TensorRtEngine(TileEngine):
 
     @staticmethod
     def lacks(bundle: Bundle, device: str, precision: str) -> str:
-        return missing_file(bundle, precision)
+        return missing_file(bundle, _file(precision))
 
     def __init__(self, bundle: Bundle, device: str, precision: str = "fp32"):
         super().__init__(bundle.spec, device, precision)
-        onnx = open_onnx(bundle, precision)
+        onnx = open_onnx(bundle, _file(precision))
         self._cache = EngineCache(cache_folder("engines"))
         self._channels = onnx.channels
         with torch.cuda.device(device):
@@ -138,3 +138,8 @@ def accepted(onnx: OnnxFile, gpu: Gpu, cache: EngineCache) -> Target:
         cache.write(target.accepted_entry(), b"")
         return target
     raise EngineRefused("; ".join(refusals))
+
+
+def _file(precision: str) -> str:
+    """TensorRT takes 8 bits about zero alone."""
+    return "int8-trt" if precision == "int8" else precision
