@@ -1,5 +1,7 @@
 """One run of `fastmed.infer`, timed by stage: infer_fastmed.py SCAN BUNDLE OUTPUT ENGINE
 
+ENGINE "eager" is torch as it comes: activations are not channels-last.
+
 Prints one line of JSON: the seconds of each stage, the engine, and the label map's path.
 """
 
@@ -11,8 +13,11 @@ import time
 from collections.abc import Callable
 from functools import wraps
 
+import torch
+
 import fastmed
 from fastmed.inference import archive
+from fastmed.inference.engines import pytorch
 from fastmed.inference.engines.open_vino import OpenVinoEngine
 
 
@@ -32,6 +37,9 @@ def timed(seconds: dict[str, float], stage: str, function: Callable) -> Callable
 
 def main() -> None:
     scan, bundle, output, engine = sys.argv[1:]
+    if engine == "eager":
+        engine = "torch"
+        pytorch._LAYOUTS = dict.fromkeys(pytorch._LAYOUTS, torch.contiguous_format)
     seconds: dict[str, float] = {}
     archive.index = timed(seconds, "index", archive.index)
     archive.load = timed(seconds, "load", archive.load)

@@ -7,14 +7,13 @@ _FUNCTIONS = {
     "index": "fastmed.readers.index",
     "load": "fastmed.inference.case",
     "infer": "fastmed.inference.archive",
-    "export": "fastmed.exporter",
+    "export": "fastmed.inference.export",
     "certify": "fastmed.inference.certify",
-    "quantise": "fastmed.inference.quantise",
     "train": "fastmed.training.train",
     "evaluate": "fastmed.inference.evaluate",
 }
 
-__all__ = ["certify", "evaluate", "export", "index", "infer", "load", "quantise", "read", "train"]
+__all__ = ["certify", "evaluate", "export", "index", "infer", "load", "read", "train"]
 
 
 def __getattr__(name: str):

@@ -54,6 +54,7 @@ def infer(arguments: argparse.Namespace) -> int:
         strict=arguments.strict,
         series=arguments.series,
         dry_run=arguments.dry_run,
+        keep_memory=True,
         quiet=arguments.quiet,
     ).exit_status
 
@@ -85,11 +86,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    if arguments.precision == "int8" and arguments.scans:
-        made = fastmed.quantise(arguments.bundle, arguments.scans)
-        print(*made, sep="\n")
-    else:
-        print(fastmed.export(arguments.bundle, to=arguments.to, precision=arguments.precision))
+    made = fastmed.export(
+        arguments.bundle,
+        to=arguments.to,
+        precision=arguments.precision,
+        scans=arguments.scans,
+        device=arguments.device,
+        quiet=arguments.quiet,
+    )
+    print(*made, sep="\n")
     if arguments.scans:
         return certify(arguments)
     hint = f"fastmed certify {arguments.bundle} --scans PATH says whether engines agree on it"
@@ -253,9 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
     command.add_argument("--quiet", action="store_true", help="print errors only")
 
-    command = _add(commands, export, "write a bundle's network as ONNX into the bundle")
+    command = _add(
+        commands,
+        export,
+        "write a bundle's network as ONNX into the bundle, or build it with TensorRT",
+    )
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
-    command.add_argument("--to", required=True, metavar="FORMAT", help="onnx")
+    command.add_argument(
+        "--to", required=True, metavar="FORMAT", help="onnx, or trt: also build it for this GPU"
+    )
     _add_precision(command)
     command.add_argument(
         "--scans",
@@ -264,7 +275,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="also certify it on these scans; int8 measures its ranges on them first",
     )
-    command.set_defaults(device="auto", quiet=False)
+    command.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"
+    )
+    command.add_argument("--quiet", action="store_true", help="print errors only")
 
     command = _add(
         commands, certify, "run every engine over scans, and write which of them agree with torch"

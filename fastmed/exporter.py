@@ -27,7 +27,7 @@ WEIGHTS_KEY, SPEC_KEY = "fastmed.weights_sha256", "fastmed.spec"
 PRECISION_KEY = "fastmed.precision"
 
 
-def export(bundle: str | Path, *, to: str = "onnx", precision: str = "fp32") -> Path:
+def export(bundle: str | Path, *, precision: str = "fp32") -> Path:
     """Exports a bundle's network and puts the file into the bundle.
 
     The ONNX network takes "image" [batch, channels, depth, height, width] float32, without depth
@@ -38,18 +38,13 @@ def export(bundle: str | Path, *, to: str = "onnx", precision: str = "fp32") -> 
     boxes are not in it: they stay outside, once for all engines. Its metadata hold the spec (JSON),
     the precision and the SHA-256 of the weights.
 
-    to: "onnx".
     precision: "fp32" writes model.onnx, "fp16" model.fp16.onnx and "bf16" model.bf16.onnx, whose
         weights are rounded before the export and whose normalisations stay in float32.
 
-    Returns the file's path. Raises UsageError for another format or precision, BundleError where
+    Returns the file's path. Raises UsageError for another precision, BundleError where
     the bundle cannot be read, a weight exceeds the precision or the exported network does not pass
     onnx.checker.
     """
-    if to != "onnx":
-        raise UsageError(f"--to {to}: this version exports onnx")
-    if precision == "int8":
-        raise UsageError("--precision int8: needs scans to measure ranges on: --scans PATH")
     if precision not in OPSETS:
         raise UsageError(f"--precision {precision}: expected one of {', '.join(OPSETS)}")
     source = bundles.read(bundle)

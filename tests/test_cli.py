@@ -248,8 +248,9 @@ def test_index_of_nothing_is_an_error(tmp_path, capsys):
 
 
 def test_export_prints_the_file_it_wrote(monkeypatch, capsys, tiny_bundle):
-    def export(bundle, to, precision):
-        return bundle / f"model.{precision}.{to}"
+    def export(bundle, *, to, precision, **others):
+        assert others == {"scans": None, "device": "auto", "quiet": False}
+        return (bundle / f"model.{precision}.{to}",)
 
     monkeypatch.setattr(fastmed, "export", export, raising=False)
     assert main(["export", str(tiny_bundle), "--to", "onnx", "--precision", "bf16"]) == 0

@@ -125,9 +125,7 @@ def test_help_answers_without_loading_torch():
 def test_public_functions_are_the_ones_promised():
     import fastmed
 
-    promised = (
-        "certify", "evaluate", "export", "index", "infer", "load", "quantise", "read", "train",
-    )  # fmt: skip
+    promised = ("certify", "evaluate", "export", "index", "infer", "load", "read", "train")
     found = {name: getattr(fastmed, name).__name__ for name in fastmed.__all__}
     assert found == {name: name for name in promised}
     with pytest.raises(AttributeError, match="no attribute 'absent'"):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmed import bundle, exporter, models
-from fastmed.errors import BundleError, UsageError
+from fastmed.errors import BundleError
 from fastmed.inference.engines import open_engine
 from fastmed.spec import CleanUp, Label, Limits, Network, Spec
 
@@ -343,11 +343,6 @@ def test_transposed_convolutions_export_too(tiny_spec, tmp_path):
     with torch.inference_mode():
         expected = bundle.read(tmp_path).network()(torch.from_numpy(tiles)).numpy()
     np.testing.assert_allclose(logits, expected, atol=2e-3 * np.abs(expected).max())
-
-
-def test_another_format_is_a_wrong_usage(tiny_bundle):
-    with pytest.raises(UsageError, match="--to coreml: this version exports onnx"):
-        exporter.export(tiny_bundle, to="coreml")
 
 
 def test_a_bundle_without_network_cannot_be_exported(tmp_path):

@@ -38,7 +38,7 @@ def _certified(name: str, scans: str, calibration: str = "") -> str:
         for precision in ("fp32", "fp16"):
             fastmed.export(copy, precision=precision)
         if calibration:
-            fastmed.quantise(copy, calibration)
+            fastmed.export(copy, precision="int8", scans=calibration)
         return table(fastmed.certify(copy, scans)).replace(f"{copy}", source.name).strip()
 
 

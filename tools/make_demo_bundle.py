@@ -234,7 +234,7 @@ def main() -> None:
         arguments.seed,
         save=lambda network: bundle.write(arguments.output, SPEC, network),
     )
-    exporter.export(arguments.output, to="onnx")
+    exporter.export(arguments.output)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from fastmed.findings import Findings
 from fastmed.inference.case import Model, StageClock, load
 from fastmed.inference.display import Display, index_table
 from fastmed.inference.manifest import manifest
+from fastmed.inference.memory import keep_freed_memory
 from fastmed.inference.run_tables import RunTables
 from fastmed.preprocessing.grid import NO_SPACING
 from fastmed.readers.dicom_evidence import read_evidence
@@ -65,6 +66,7 @@ def infer(
     strict: bool = True,
     series: Iterable[str] = (),
     dry_run: bool = False,
+    keep_memory: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Runs a model over every scan below `input` and writes the results below `output`.
@@ -83,6 +85,8 @@ def infer(
     strict: refuse scans of doubtful geometry instead of mending them.
     series: names (SeriesInstanceUIDs) to run; empty runs all.
     dry_run: say what would be done, and stop. quiet: print errors only.
+    keep_memory: where torch runs on the CPU, this process keeps from then on what it frees, which
+        makes torch about twice as fast (`fastmed.inference.memory`); the command does so.
 
     A series' folder appears when it is complete, by one rename. A series that cannot be done is
     named in the rows, in report.html and in manifest.json, and the others go on.
@@ -106,6 +110,8 @@ def infer(
         index_table(entries)
         return Run(None, tuple(_row(entry) for entry in entries if entry.verdict != "ok"), {})
     loaded = load(model, engine=engine, device=device, precision=precision, say=display.say)
+    if keep_memory and (loaded.engine.name, loaded.engine.device) == ("torch", "cpu"):
+        keep_freed_memory()
     if model is None:
         display.say(
             f"No --model named: the DEMO bundle {loaded.spec.name} runs. " + loaded.spec.notice

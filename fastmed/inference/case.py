@@ -17,7 +17,7 @@ from fastmed.errors import SeriesError
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
 from fastmed.inference.engines import Engine, open_engine
-from fastmed.inference.engines.protocol import CUDA_BATCHES, say_on_stderr
+from fastmed.inference.engines.protocol import say_on_stderr, usual_batch
 from fastmed.inference.looks import TASKS
 from fastmed.inference.mirror import mirrored
 from fastmed.preprocessing import to_grid
@@ -111,8 +111,7 @@ class Model:
                 )
             return logits
 
-        on_cuda = self.engine.device.startswith("cuda")
-        batch = self.batch or (CUDA_BATCHES[self.spec.dimensions] if on_cuda else 1)
+        batch = self.batch or usual_batch(self.spec, self.engine.device)
         is_brief = brief and task.brief is not None
         look = task.brief if is_brief else task.look
         said = look(image, mirrored(network, self.spec), self.spec, batch, progress)

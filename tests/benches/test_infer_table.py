@@ -41,7 +41,7 @@ def test_gates_name_what_fell_below_and_by_how_much(table):
     gates = {"outside_network": 15.0, "peak_memory": 3.0}
     assert table.below(gates, {"outside_network": 15.0, "peak_memory": 3.1}) == []
     (sentence,) = table.below(gates, {"outside_network": 14.9, "peak_memory": 3.1})
-    assert sentence == "outside network: MONAI / fastmed is 14.90, the gate is 15"
+    assert sentence == "outside network: the other needs 14.90 times as much, the gate is 15"
     assert len(table.below(gates, {"outside_network": float("nan"), "peak_memory": 9.0})) == 1
 
 

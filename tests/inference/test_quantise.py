@@ -8,12 +8,12 @@ import onnx
 import pytest
 import torch
 
-import fastmed
-from fastmed import bundle, exporter
+from fastmed import bundle
 from fastmed.cli import main
 from fastmed.errors import BundleError, FastmedError, UsageError
 from fastmed.inference import quantise as quantising
 from fastmed.inference.engines import open_engine
+from fastmed.inference.quantise import quantise
 
 pytest.importorskip("onnxruntime")
 
@@ -26,7 +26,7 @@ def quantised(tiny_bundle, tissue, tmp_path_factory):
     """A bundle with both files, made by the command's own function."""
     folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("int8") / "bundle")
     (folder / "model.onnx").unlink()  # it is written first where it is missing
-    paths = fastmed.quantise(folder, tissue, quiet=True)
+    paths = quantise(folder, tissue, quiet=True)
     assert [path.name for path in paths] == [*FILES]
     return folder
 
@@ -93,13 +93,13 @@ def test_torch_has_no_int8(quantised):
 
 
 def test_the_same_scans_give_the_same_bytes(quantised, copied, tissue):
-    fastmed.quantise(copied, tissue, quiet=True)
+    quantise(copied, tissue, quiet=True)
     for name in FILES:
         assert (copied / name).read_bytes() == (quantised / name).read_bytes()
 
 
 def test_ranges_are_those_of_the_scans(quantised, copied, tissue):
-    fastmed.quantise(copied, tissue / "1.nii.gz", quiet=True)
+    quantise(copied, tissue / "1.nii.gz", quiet=True)
     for name in FILES:
         assert (copied / name).read_bytes() != (quantised / name).read_bytes()
 
@@ -159,10 +159,10 @@ def test_a_scan_that_the_model_cannot_see_is_left_out_and_named(
         return see(model, volume, **options)
 
     monkeypatch.setattr(Model, "see", picky)
-    fastmed.quantise(copied, tissue, quiet=True)
+    quantise(copied, tissue, quiet=True)
     assert "0.nii.gz is left out: no lungs found" in capsys.readouterr().err
     with pytest.raises(FastmedError, match="the network sees no tile of these scans"):
-        fastmed.quantise(copied, tissue / "0.nii.gz", quiet=True)
+        quantise(copied, tissue / "0.nii.gz", quiet=True)
 
 
 def test_many_scans_are_seen_evenly(copied, monkeypatch):
@@ -226,20 +226,10 @@ def test_first_and_last_layers_of_every_network_stay_as_they_are(made, name, cou
     assert next(node.name for node in graph.node if node.op_type == "Conv") in found
 
 
-def test_the_command_needs_scans(tiny_bundle, capsys):
-    assert main(["export", str(tiny_bundle), "--to", "onnx", "--precision", "int8"]) == 2
-    assert "int8: needs scans to measure ranges on: --scans PATH" in capsys.readouterr().err
-
-
 def test_without_onnxruntime_it_names_what_is_missing(copied, tissue, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"needs onnxruntime .*; pip install onnxruntime"):
-        fastmed.quantise(copied, tissue, quiet=True)
-
-
-def test_the_exporter_alone_has_no_scans(tiny_bundle):
-    with pytest.raises(UsageError, match="needs scans"):
-        exporter.export(tiny_bundle, precision="int8")
+        quantise(copied, tissue, quiet=True)

@@ -292,7 +292,7 @@ def like(name, seconds):
 def timed(monkeypatch):
     """Engines say themselves how long they take, for a tile that lies on no GPU."""
     monkeypatch.setattr(choice, "_seconds", lambda engine, tile: engine.seconds)
-    monkeypatch.setattr(choice, "_tile", lambda spec, device: torch.zeros(1))
+    monkeypatch.setattr(choice, "example_tiles", lambda spec, device: torch.zeros(1))
     monkeypatch.setattr(choice, "machine", lambda device: {})
 
 

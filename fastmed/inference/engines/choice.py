@@ -15,7 +15,7 @@ from fastmed.bundle import Bundle
 from fastmed.cache_folder import cache_folder
 from fastmed.errors import BundleError
 from fastmed.inference.engines.engine_cache import EngineCache, Entry
-from fastmed.inference.engines.protocol import CUDA_BATCHES, Engine, EngineRefused
+from fastmed.inference.engines.protocol import Engine, EngineRefused, usual_batch
 from fastmed.inference.machine import machine
 from fastmed.spec import Spec
 
@@ -91,7 +91,7 @@ def _measure(
     spec: Spec, device: str, precision: str, names: Iterable[str], build: Callable[[str], Engine]
 ) -> tuple[Measured, bool]:
     """What was measured, and whether it would be the same tomorrow: memory may have been short."""
-    tile = _tile(spec, device)
+    tile = example_tiles(spec, device)
     found, logits, is_lasting = Measured(), {}, True
     for name in names:
         try:
@@ -128,11 +128,11 @@ def _wait(tile: Tensor) -> None:
         torch.cuda.synchronize(tile.device)
 
 
-def _tile(spec: Spec, device: str) -> Tensor:
+def example_tiles(spec: Spec, device: str) -> Tensor:
     """As many tiles as a run gives an engine at once, [B, C, D, H, W] float32."""
     deep = 128 if spec.dimensions == 3 else 1
     size = spec.tile_zyx or spec.size_zyx or (deep, 128, 128)
-    batch = CUDA_BATCHES[spec.dimensions] if device != "cpu" else 1
+    batch = usual_batch(spec, device)
     coarse = [max(n // 8, 1) for n in size]
     noise = torch.rand(batch, spec.slices, *coarse, generator=torch.Generator().manual_seed(0))
     return F.interpolate(noise, size, mode="trilinear").contiguous().to(device)

@@ -16,6 +16,13 @@ from fastmed.spec import Spec
 CUDA_BATCHES = {3: 4, 2: 8}
 
 
+def usual_batch(spec: Spec, device: str) -> int:
+    """How many tiles a run gives an engine at once, of a full batch."""
+    if device == "cpu" or spec.task == "classification":
+        return 1
+    return CUDA_BATCHES[spec.dimensions]
+
+
 def say_on_stderr(sentence: str) -> None:
     """Where engines say what takes long, unless told otherwise."""
     print(sentence, file=sys.stderr)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmed.bundle import Bundle
-from fastmed.inference.engines.protocol import CUDA_BATCHES, TileEngine
+from fastmed.inference.engines.protocol import TileEngine, usual_batch
 from fastmed.inference.engines.torch_graph import CudaGraph
 from fastmed.models.channels import channels_taken
 from fastmed.models.precision import DTYPES, converted
@@ -77,7 +77,7 @@ class TorchEngine(NetworkEngine):
         network = converted(bundle.network(), precision).to(device, memory_format=layout)
         super().__init__(network, spec, device, precision)
         size = spec.tile_zyx or spec.size_zyx
-        self._usual = size and (CUDA_BATCHES[spec.dimensions], *size[-spec.dimensions :])
+        self._usual = size and (usual_batch(spec, device), *size[-spec.dimensions :])
         self._graph: CudaGraph | None = None
 
     def _run(self, tiles: Tensor) -> Tensor:

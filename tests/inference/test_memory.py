@@ -1,0 +1,55 @@
+"""A process that keeps its memory takes no new pages for what it has had before."""
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from fastmed.inference.memory import keep_freed_memory
+
+if sys.argv[1] == "keeps":
+    assert keep_freed_memory()
+for _ in range(20):  # the heap settles
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_freed_memory_is_used_again():
+    faults = {}
+    for how in ("keeps", "returns"):
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
+        )
+        faults[how] = int(done.stdout)
+    pages = 10 * 2**26 // resource.getpagesize()
+    assert faults["keeps"] < 0.1 * pages
+    if faults["returns"] < 0.9 * pages:  # so that nothing would be shown
+        pytest.skip("this system maps large pages by itself")
+
+
+def test_only_torch_on_the_cpu_keeps_it(tiny_bundle, tmp_path, monkeypatch):
+    import scans as make
+
+    import fastmed
+    from fastmed.inference import archive
+
+    kept = []
+    monkeypatch.setattr(archive, "keep_freed_memory", lambda: kept.append(True))
+    make.series(tmp_path / "in")
+    options = {"model": tiny_bundle, "device": "cpu", "quiet": True}
+    fastmed.infer(tmp_path / "in", tmp_path / "a", engine="torch", **options)
+    assert kept == []
+    fastmed.infer(tmp_path / "in", tmp_path / "b", engine="torch", keep_memory=True, **options)
+    assert kept == [True]
+    pytest.importorskip("onnxruntime")
+    fastmed.infer(tmp_path / "in", tmp_path / "c", engine="ort", keep_memory=True, **options)
+    assert kept == [True]
