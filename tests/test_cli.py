@@ -1,6 +1,7 @@
 """The command: exit status, one-line errors, and nothing half-written, whatever it is given."""
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -182,7 +183,9 @@ def test_a_disk_that_is_full_is_a_one_line_error(good, infer, tmp_path, monkeypa
     assert status == 1
     (line,) = lines
     assert "no space left on device; free some space or name another --output" in line
-    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["findings.csv"]
+    left = {path.name: path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert left.keys() == {"findings.csv", "manifest.json"}
+    assert json.loads(left["manifest.json"].read_text())["finished"] is None
 
 
 WRONG_USAGES = {

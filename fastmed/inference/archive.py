@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastmed import bundle as bundles
+from fastmed.bundle import Bundle
 from fastmed.errors import FastmedError, SeriesError, UsageError
 from fastmed.findings import Findings
 from fastmed.inference.case import Model, StageClock, load
 from fastmed.inference.display import Display, index_table
-from fastmed.inference.manifest import manifest
+from fastmed.inference.engines.kinds import device_of
+from fastmed.inference.manifest import engine_of_the_run_in, manifest
 from fastmed.inference.memory import keep_freed_memory
 from fastmed.inference.run_tables import RunTables
 from fastmed.preprocessing.grid import NO_SPACING
@@ -77,7 +79,8 @@ def infer(
 
     input: a folder or file, or several. output: defaults to ./fastmed-results/<input's name>.
     model: a bundle's folder; None takes the package's demo bundle and says so.
-    engine, device, precision: as `fastmed.load` takes them.
+    engine, device, precision: as `fastmed.load` takes them; "auto" keeps the engine of an earlier
+        run of the same model into the same folder, so that its results are of one engine.
     write: some of FORMATS; nifti stands for labels.nii.gz, png for preview.png and labels.png, and
         of a detection luna for marks.csv, voc for an XML file per slice with findings, coco for
         coco.json, sr for findings.sr.dcm. What a model has none of is left out; where nothing
@@ -109,7 +112,7 @@ def infer(
     if dry_run:
         index_table(entries)
         return Run(None, tuple(_row(entry) for entry in entries if entry.verdict != "ok"), {})
-    loaded = load(model, engine=engine, device=device, precision=precision, say=display.say)
+    loaded = _load(read, target, engine, device, precision, display)
     if keep_memory and (loaded.engine.name, loaded.engine.device) == ("torch", "cpu"):
         keep_freed_memory()
     if model is None:
@@ -118,6 +121,8 @@ def infer(
         )
     display.say(f"{loaded.engine_choice[0].upper()}{loaded.engine_choice[1:]}.")
     _prepare(target)
+    begun = {"strict": strict, "formats": sorted(formats), "rows": (), "seconds": {}}
+    write_json(manifest(loaded, **begun, is_finished=False), target / "manifest.json")
 
     rows: list[ReportRow] = []
     tables = RunTables(formats)
@@ -146,6 +151,26 @@ def infer(
     display.table(rows)
     display.say(f"Results are in {target}")
     return Run(target, tuple(rows), seconds)
+
+
+def _load(
+    read: Bundle, target: Path, engine: str, device: str, precision: str, display: Display
+) -> Model:
+    """Loads the model; `auto` keeps the engine of the run whose results lie in `target`."""
+    earlier = None
+    if engine == "auto":
+        earlier = engine_of_the_run_in(target, read, device_of(device), precision)
+    if earlier is None:
+        return load(read.path, engine=engine, device=device, precision=precision, say=display.say)
+    engine, precision = earlier
+    try:
+        found = load(read.path, engine=engine, device=device, precision=precision, say=display.say)
+    except UsageError as error:
+        raise UsageError(
+            f"{error}; the run in {target} was begun with it: name an engine, or another --output"
+        ) from error
+    why = f"as the run before in {target}"
+    return replace(found, engine_choice=found.engine_choice.replace("as asked", why))
 
 
 def _run_one(

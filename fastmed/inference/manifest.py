@@ -1,15 +1,18 @@
-"""manifest.json: what made the results of a run."""
+"""manifest.json: what makes the results of a run, written when it starts and when it ends."""
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import fastmed
+from fastmed.bundle import Bundle
 from fastmed.inference.case import Model
 from fastmed.spec import Spec
 from fastmed.writers.report import ReportRow
@@ -24,13 +27,15 @@ def manifest(
     formats: Sequence[str],
     rows: Sequence[ReportRow],
     seconds: dict[str, dict[str, float]],
+    is_finished: bool = True,
 ) -> dict[str, Any]:
     """Returns the content of manifest.json: versions, model with hashes, settings, outcomes."""
     spec = model.spec
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     return {
         "program": "fastmed",
         "version": fastmed.__version__,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": now if is_finished else None,
         "model": {
             "name": spec.name,
             "trained_on": spec.trained_on,
@@ -59,6 +64,24 @@ def manifest(
         ],
         "notice": "For research use; not a medical device.",
     }
+
+
+def engine_of_the_run_in(
+    output: Path, bundle: Bundle, device: str, precision: str
+) -> tuple[str, str] | None:
+    """Engine and precision of the run of this model whose results lie in a folder, if there is one.
+
+    device, precision: as they are asked for now; a run on another device, or in another precision
+    than one that is named, says nothing.
+    """
+    try:
+        facts = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+        is_same = facts["model"]["sha256"] == bundle.sha256() and facts["device"] == device
+        if not is_same or precision not in ("auto", facts["precision"]):
+            return None
+        return str(facts["engine"]), str(facts["precision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _seen_by(spec: Spec) -> dict[str, Any]:

@@ -237,15 +237,16 @@ name = "dense"
 """
 
 
-def _foreign_onnx(inputs=("scan",), outputs=("dense",)) -> bytes:
+def _foreign_onnx(inputs=("scan",), outputs=("dense",), dtype=np.float32) -> bytes:
     """A network that another tool made: scan - 0.5, its only channel meaning label 1."""
     shape = ["n", 1, "a", "b", "c"]
-    half = onnx.numpy_helper.from_array(np.float32(0.5), "half")
+    half = onnx.numpy_helper.from_array(dtype(0.5), "half")
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Sub", [inputs[0], "half"], [name]) for name in outputs],
         "foreign",
-        [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in inputs],
-        [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in outputs],
+        [onnx.helper.make_tensor_value_info(n, kind, shape) for n in inputs],
+        [onnx.helper.make_tensor_value_info(n, kind, shape) for n in outputs],
         [half],
     )
     opsets = [onnx.helper.make_opsetid("", 21)]
@@ -284,6 +285,31 @@ def test_tiles_are_left_as_they_were(read, name):
     assert torch.equal(tiles, before)
     assert logits.is_contiguous()
     assert not logits.requires_grad
+
+
+def test_onnx_runtime_tells_shapes_apart(read):
+    pytest.importorskip("onnxruntime")
+    engine, reference = (open_engine(read, name, "cpu")[0] for name in ("ort", "torch"))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 1, 16, 17, 16 + k) for k in range(6)]  # more than it remembers
+    for shape in (shapes[0], shapes[1], shapes[0], *shapes, *shapes):
+        tiles = torch.rand(shape, generator=generator)
+        expected = reference(tiles)
+        found = engine(tiles)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
+def test_onnx_runtime_takes_networks_of_float16(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "bundle.toml").write_text(HAND_WRITTEN)
+    (tmp_path / "model.onnx").write_bytes(_foreign_onnx(dtype=np.float16))
+    engine = open_engine(bundle.read(tmp_path), "ort", "cpu")[0]
+    tiles = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        logits = engine(tiles)
+        assert logits.dtype == torch.float32
+        assert torch.equal(logits, (tiles.half() - 0.5).float())
 
 
 def test_survey_names_what_is_absent(hide):

@@ -16,6 +16,7 @@ _DTYPES = {
     "bfloat16": (torch.bfloat16, 16),
 }
 _CUDA = "CUDAExecutionProvider"
+_SHAPES = 4  # whose logits keep their memory: full batches, the last of a scan, small scans
 
 
 class OnnxRuntimeEngine(TileEngine):
@@ -56,29 +57,30 @@ class OnnxRuntimeEngine(TileEngine):
                 f"onnxruntime {onnxruntime.__version__} cannot load its CUDA libraries: "
                 "they must be those of the CUDA and cuDNN that it was built for"
             )
-        self._shape: tuple[int, ...] = ()
-        self._logits = torch.empty(0)
+        self._logits: dict[tuple[int, ...], Tensor] = {}  # by the shape of tiles
 
     def _run(self, tiles: Tensor) -> Tensor:
         image, logits = self._file.image, self._file.logits
-        binding = self._session.io_binding()
         tiles = tiles.to(_DTYPES[image.dtype][0]).contiguous()
+        shape = tuple(tiles.shape)
+        known = self._logits.get(shape)
+        binding = self._session.io_binding()
         binding.bind_input(image.name, *self._memory(tiles, image.dtype))
-        is_known = tuple(tiles.shape) == self._shape
-        if is_known:
-            binding.bind_output(logits.name, *self._memory(self._logits, logits.dtype))
-        else:
+        if known is None:
             binding.bind_output(logits.name, self._place.type, self._place.index or 0)
+        else:
+            binding.bind_output(logits.name, *self._memory(known, logits.dtype))
         if self._place.type == "cuda":
-            torch.cuda.current_stream(
-                self._place
-            ).synchronize()  # its own stream knows none of ours
+            # ONNX Runtime works on a stream of its own, which does not wait for torch's.
+            torch.cuda.current_stream(self._place).synchronize()
         self._session.run_with_iobinding(binding)
-        if not is_known:
+        if known is None:
             (made,) = binding.get_outputs()
-            self._logits = torch.from_numpy(made.numpy()).to(self._place)
-            self._shape = tuple(tiles.shape)
-        return self._logits.float()  # the same memory, unless the file has another dtype
+            known = torch.from_numpy(made.numpy()).to(self._place)
+            if len(self._logits) == _SHAPES:
+                self._logits.clear()
+            self._logits[shape] = known
+        return known.float()  # the same memory, unless the file has another dtype
 
     def _memory(self, tensor: Tensor, dtype: str) -> tuple:
         number = _DTYPES[dtype][1]
