@@ -26,6 +26,7 @@ ONNX_FILES = {
     "int8": "model.int8.onnx",
     "int8-trt": "model.int8-trt.onnx",
 }
+_NO_WEIGHTS = (".md", ".txt", ".json", ".csv", ".png", ".tmp")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,14 @@ class Bundle:
         return self.path / ONNX_FILES[precision]
 
     def sha256(self) -> dict[str, str]:
-        """SHA-256 of each file that decides the model's output, by file name."""
-        files = (SPEC_FILE, WEIGHTS_FILE, *ONNX_FILES.values())
-        return {f: file_sha256(self.path / f) for f in files if (self.path / f).is_file()}
+        """SHA-256 of each file that decides the model's output, by file name.
+
+        Files of other names may be weights that an ONNX file refers to, unless they are for people.
+        """
+        named = (SPEC_FILE, WEIGHTS_FILE, *ONNX_FILES.values())
+        present = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()}
+        others = {f for f in present if not f.endswith(_NO_WEIGHTS) and f[0] != "."} - {*named}
+        return {f: file_sha256(self.path / f) for f in (*named, *sorted(others)) if f in present}
 
     def network(self) -> nn.Module:
         """Builds the network with the bundle's weights, on the CPU, in eval mode.

@@ -1,8 +1,8 @@
 """Certifies bundles and puts the tables into docs/engines.md: BUNDLE=SCANS[=CALIBRATION] ...
 
-BUNDLE "demo" is the demo bundle. Each is certified in a copy, in every precision; in int8 too where
-CALIBRATION names scans to measure ranges on, which are to be others than SCANS. What ships with the
-package has no certificate, which would be another machine's.
+BUNDLE "demo" is the demo bundle. Each is certified in a copy, with its files in float32 and
+float16; in int8 too where CALIBRATION names scans to measure ranges on, which are to be others than
+SCANS. What ships with the package has no certificate, which would be another machine's.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from fastmed.bundle import Bundle
 from fastmed.errors import FastmedError, SeriesError, UsageError
 from fastmed.findings import Findings
 from fastmed.inference.case import Model, StageClock, load
+from fastmed.inference.certificate import verdicts
 from fastmed.inference.display import Display, index_table
-from fastmed.inference.engines.kinds import device_of
+from fastmed.inference.engines.kinds import device_of, versions
 from fastmed.inference.manifest import engine_of_the_run_in, manifest
 from fastmed.inference.memory import keep_freed_memory
 from fastmed.inference.run_tables import RunTables
@@ -159,7 +160,10 @@ def _load(
     """Loads the model; `auto` keeps the engine of the run whose results lie in `target`."""
     earlier = None
     if engine == "auto":
-        earlier = engine_of_the_run_in(target, read, device_of(device), precision)
+        device = device_of(device)
+        earlier = engine_of_the_run_in(target, read, device, precision)
+        if earlier in verdicts(read, device, versions()).refused:
+            earlier = None
     if earlier is None:
         return load(read.path, engine=engine, device=device, precision=precision, say=display.say)
     engine, precision = earlier

@@ -25,7 +25,7 @@ from fastmed.inference.display import Display
 from fastmed.inference.engines import present
 from fastmed.inference.engines.kinds import PRECISIONS, device_of, versions
 from fastmed.inference.machine import machine
-from fastmed.inference.scans import readable
+from fastmed.inference.scans import paths_of, readable
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def certify(
     read = bundles.read(bundle)
     display = Display(quiet)
     device = device_of(device)
-    paths = [Path(p) for p in ([scans] if isinstance(scans, str | Path) else scans)]
+    paths = paths_of(scans)
     entries = readable(paths, read.spec)
     reference, *others = _candidates(read, device)
     rows: list[Row] = []

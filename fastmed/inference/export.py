@@ -32,8 +32,8 @@ def export(
     bundle: its folder. precision: "fp32", "fp16" or "bf16" (`fastmed.exporter.export`), or "int8"
         with ranges that are measured on `scans` (`fastmed.inference.quantise.quantise`).
     to: "onnx" writes the precision's file. "trt" writes it where it is missing and has TensorRT
-        build what runs the bundle's own tile on this GPU, which takes minutes and is kept in the
-        user's cache folder, so that no run waits for it.
+        build what runs full batches of the bundle's own tile on this GPU, which takes minutes and
+        is kept in the user's cache folder: a run waits for other shapes alone, as of a small scan.
     scans: for "int8" alone, a folder or file, or several. device: of "trt", "auto", "cuda" or
         "cuda:1". quiet: print errors only.
 
@@ -47,7 +47,7 @@ def export(
         raise UsageError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
     read = bundles.read(bundle)
     files = _files(read, precision)
-    if to == "trt" and all(path.is_file() for path in files):
+    if to == "trt" and scans is None and all(path.is_file() for path in files):
         made = files
     elif precision != "int8":
         made = (exporter.export(read.path, precision=precision),)

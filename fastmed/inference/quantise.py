@@ -48,7 +48,8 @@ def quantise(
     integer-arithmetic-only inference", CVPR 2018; by onnxruntime.quantization.
 
     Returns the files' paths. Raises UsageError where no scan can be read or onnxruntime is absent,
-    BundleError for a damaged bundle, FastmedError where no tile has been seen.
+    BundleError for a damaged bundle, FastmedError where no tile has been seen, or the network has
+    no convolutions but the first and the last.
     """
     try:
         import onnxruntime.quantization  # noqa: F401
@@ -96,7 +97,7 @@ def _tiles(read: Bundle, scans: str | Path | Sequence[str | Path], display: Disp
     entries = readable(scans, read.spec)
     step = max(len(entries) / SCANS, 1.0)
     entries = [entries[int(k * step)] for k in range(min(len(entries), SCANS))]
-    model = load(read.path, say=display.say)
+    model = load(read.path, engine="ort", device="cpu")
     found: list[Tensor] = []
     for number, entry in enumerate(entries):
         display.say(f"{number + 1} of {len(entries)}: {entry.name} ...")
@@ -125,11 +126,17 @@ def _quantised(whole: OnnxFile, tiles: list[Tensor], for_tensor_rt: bool):
 
         def get_next(self):
             tile = next(self._tiles, None)
-            return None if tile is None else {whole.image.name: tile.numpy()}
+            dtype = "float16" if whole.image.dtype == "float16" else "float32"
+            return None if tile is None else {whole.image.name: tile.numpy().astype(dtype)}
 
     with TemporaryDirectory(prefix="fastmed-int8-") as folder, _quietly():
         place = Path(folder) / "model.onnx"
         model, types = onnx.load(whole.path), quantization.QuantType
+        for number, node in enumerate(model.graph.node):
+            node.name = node.name or f"node_{number}"
+        kept = _outermost(model.graph)
+        if len(kept) == len(_convolutions(model.graph)):
+            raise FastmedError(f"{whole.path}: has no convolution between the first and the last")
         quantization.quantize_static(
             model,
             place,
@@ -139,7 +146,7 @@ def _quantised(whole: OnnxFile, tiles: list[Tensor], for_tensor_rt: bool):
             activation_type=types.QInt8 if for_tensor_rt else types.QUInt8,
             weight_type=types.QInt8,
             op_types_to_quantize=["Conv"],
-            nodes_to_exclude=_outermost(model.graph),
+            nodes_to_exclude=kept,
             extra_options={
                 "ActivationSymmetric": for_tensor_rt,
                 "WeightSymmetric": True,
@@ -156,9 +163,11 @@ def _outermost(graph) -> list[str]:
     """
     first = _beyond(graph.node, lambda node: node.input, lambda node: node.output)
     last = _beyond(reversed(graph.node), lambda node: node.output, lambda node: node.input)
-    return [
-        node.name for node in graph.node if node.op_type == "Conv" and node.name in first | last
-    ]
+    return [name for name in _convolutions(graph) if name in first | last]
+
+
+def _convolutions(graph) -> list[str]:
+    return [node.name for node in graph.node if node.op_type == "Conv"]
 
 
 def _beyond(nodes: Iterable, sources: Callable, results: Callable) -> set[str]:

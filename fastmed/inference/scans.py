@@ -10,9 +10,14 @@ from fastmed.readers.index import Series, index
 from fastmed.spec import Spec
 
 
+def paths_of(scans: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One folder or file, or several, as paths."""
+    return [Path(p) for p in ([scans] if isinstance(scans, str | Path) else scans)]
+
+
 def readable(scans: str | Path | Sequence[str | Path], spec: Spec) -> list[Series]:
     """The entries of an index that can be read. Raises UsageError where there is none."""
-    paths = [Path(p) for p in ([scans] if isinstance(scans, str | Path) else scans)]
+    paths = paths_of(scans)
     found = index(paths, modality=spec.modality)
     entries = [entry for entry in found if entry.verdict == "ok"]
     if not entries:

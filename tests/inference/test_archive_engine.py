@@ -55,6 +55,15 @@ def test_another_model_or_precision_is_another_choice(run, tmp_path):
     assert "as the run before" not in run()["engine_choice"]
 
 
+def test_an_engine_that_a_certificate_has_refused_since_is_not_kept(run, monkeypatch):
+    from fastmed.inference.certificate import Verdicts
+
+    run(engine="ort")
+    refused = Verdicts(refused={("ort", "fp32"): "labels differ"})
+    monkeypatch.setattr(archive, "verdicts", lambda *_: refused)
+    assert "as the run before" not in run()["engine_choice"]
+
+
 def test_an_engine_that_has_gone_since_is_an_error(run, tmp_path, monkeypatch):
     run(engine="ort")
     monkeypatch.setattr(kinds.Kind, "module", "")

@@ -145,6 +145,21 @@ def test_an_engine_that_fails_while_timed_is_tried_again_another_day(read, timed
         assert len(calls) == times
 
 
+def test_auto_passes_over_an_engine_that_cannot_load_a_whole_file(read, timed, monkeypatch):
+    import onnxruntime
+
+    def refuse(*_, **__):
+        raise RuntimeError("NOT_IMPLEMENTED: no such kernel")
+
+    timed(ov=0.3, torch=0.6)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    engine, sentence = open_engine(read, "auto", "cpu")
+    assert engine.name == "ov"
+    assert "engine ort cannot load it: NOT_IMPLEMENTED: no such kernel" in sentence
+    with pytest.raises(BundleError, match="engine ort cannot load it"):
+        open_engine(read, "ort", "cpu")
+
+
 def test_one_engine_alone_is_not_timed(read, hide, timed):
     hide(*MODULES.values())
     calls = timed()
@@ -328,6 +343,7 @@ def test_survey_knows_engines_of_another_distribution(monkeypatch):
     monkeypatch.setattr(metadata, "version", unknown)
     kinds._version.cache_clear()
     assert dict(row[:2] for row in engines.survey())["torch"] == "present, of unknown version"
+    kinds._version.cache_clear()
 
 
 @pytest.fixture

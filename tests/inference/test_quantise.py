@@ -226,6 +226,40 @@ def test_first_and_last_layers_of_every_network_stay_as_they_are(made, name, cou
     assert next(node.name for node in graph.node if node.op_type == "Conv") in found
 
 
+def test_weights_beside_the_file_are_quantised_too(copied, tissue):
+    import network_bundles
+
+    before = bundle.read(copied).sha256()
+    network_bundles.move_weights(bundle.read(copied), "weights.bin")
+    assert before.keys() ^ bundle.read(copied).sha256().keys() == {"weights.bin"}
+    quantise(copied, tissue / "1.nii.gz", quiet=True)
+    open_engine(bundle.read(copied), "ort", "cpu", "int8")
+    (copied / "weights.bin").write_bytes(bytes((copied / "weights.bin").stat().st_size))
+    with pytest.raises(BundleError, match=r"was exported from other model\.onnx"):
+        open_engine(bundle.read(copied), "ort", "cpu", "int8")
+
+
+def test_nodes_without_names_are_quantised_too(copied, tissue):
+    model = onnx.load(copied / "model.onnx")
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, copied / "model.onnx")
+    quantise(copied, tissue / "1.nii.gz", quiet=True)
+    made = onnx.load(copied / "model.int8.onnx")
+    named = onnx.load(copied / "model.int8-trt.onnx")
+    for each in (made, named):
+        made_of = sources(each.graph)
+        inputs = [node.input[0] for node in each.graph.node if node.op_type == "Conv"]
+        eight = [name in made_of and "Dequant" in made_of[name].op_type for name in inputs]
+        assert eight == [False, *[True] * (len(inputs) - 2), False]
+
+
+def test_a_network_of_outermost_layers_alone_is_an_error(copied, tissue, monkeypatch):
+    monkeypatch.setattr(quantising, "_outermost", quantising._convolutions)
+    with pytest.raises(FastmedError, match="no convolution between the first and the last"):
+        quantise(copied, tissue / "1.nii.gz", quiet=True)
+
+
 def test_without_onnxruntime_it_names_what_is_missing(copied, tissue, monkeypatch):
     import sys
 

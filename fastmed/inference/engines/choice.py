@@ -15,7 +15,7 @@ from fastmed.bundle import Bundle
 from fastmed.cache_folder import cache_folder
 from fastmed.errors import BundleError
 from fastmed.inference.engines.engine_cache import EngineCache, Entry
-from fastmed.inference.engines.protocol import Engine, EngineRefused, usual_batch
+from fastmed.inference.engines.protocol import Engine, EngineFailed, EngineRefused, usual_batch
 from fastmed.inference.machine import machine
 from fastmed.spec import Spec
 
@@ -99,9 +99,9 @@ def _measure(
             said = engine(tile).clone()
             found.seconds[name] = min(_seconds(engine, tile) for _ in range(_RUNS))
             logits[name] = said
-        except BundleError:
-            raise
         except Exception as error:  # the other engines may know the network
+            if isinstance(error, BundleError) and not isinstance(error, EngineFailed):
+                raise
             found.refused[name] = " ".join(str(error).split())[:300] or type(error).__name__
             is_lasting &= isinstance(error, EngineRefused)
     reference = logits.pop("torch", None)

@@ -37,11 +37,13 @@ class Kind:
         return next((name for name in self.modules if importlib.util.find_spec(name)), "")
 
 
+_ONNX_RUNTIME = "pip install onnxruntime" + ("-gpu" if torch.version.cuda else "")
+
 # Of two that take as long, `auto` takes the first.
 KINDS = {
     "trt": Kind(TensorRtEngine, MODULES, ("cuda",), install_command()),
     "ov": Kind(OpenVinoEngine, ("openvino",), ("cpu",), "pip install openvino"),
-    "ort": Kind(OnnxRuntimeEngine, ("onnxruntime",), ("cpu", "cuda"), "pip install onnxruntime"),
+    "ort": Kind(OnnxRuntimeEngine, ("onnxruntime",), ("cpu", "cuda"), _ONNX_RUNTIME),
     "torch": Kind(TorchEngine, ("torch",), ("cpu", "cuda"), "pip install torch"),
 }
 NAMES = ("auto", *KINDS)

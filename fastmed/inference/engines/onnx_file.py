@@ -62,7 +62,7 @@ class OnnxFile:
 
     def content(self) -> bytes:
         """The file's bytes. Raises BundleError where they have changed since it was opened."""
-        if _sha256(self.path, _external(_parse(self.path), self.path)) != self.sha256:
+        if _sha256_with_weights(self.path) != self.sha256:
             raise BundleError(f"{self.path}: was replaced while in use; start again")
         return self.path.read_bytes()
 
@@ -105,8 +105,9 @@ def _only_one_each(inputs: list, outputs: list, bundle: Bundle, precision: str =
 def _refuse_stale(bundle: Bundle, named: dict[str, str], precision: str) -> None:
     """A file that names the weights, or the file, that it came from must have come from these."""
     sources = {WEIGHTS_KEY: bundle.weights_path, MADE_OF_KEY: bundle.onnx_path()}
+    hashes = {WEIGHTS_KEY: file_sha256, MADE_OF_KEY: _sha256_with_weights}
     for key, source in sources.items():
-        if key in named and source.is_file() and named[key] != file_sha256(source):
+        if key in named and source.is_file() and named[key] != hashes[key](source):
             what = "weights" if key == WEIGHTS_KEY else source.name
             raise BundleError(
                 f"bundle {bundle.path}: {bundle.onnx_path(precision).name} was exported from other "
@@ -116,7 +117,8 @@ def _refuse_stale(bundle: Bundle, named: dict[str, str], precision: str) -> None
 
 def _refuse_custom_nodes(model, path: Path) -> None:
     known = {*_DOMAINS, *(function.domain for function in model.functions)}
-    for node in model.graph.node:
+    functions = (node for function in model.functions for node in function.node)
+    for node in (*_nodes(model.graph.node), *_nodes(functions)):
         if node.domain not in known:
             raise BundleError(
                 f"{path}: node {node.name or '(no name)'} is {node.op_type} of the domain "
@@ -167,6 +169,15 @@ def _external(model, path: Path) -> list[Path]:
     return sorted(found)
 
 
+def _nodes(nodes) -> Iterator:
+    """Nodes, and those of the subgraphs in them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _nodes(inner.node)
+
+
 def _tensors(graph) -> Iterator:
     """Every tensor that a graph stores, also in its nodes and their subgraphs."""
     yield from graph.initializer
@@ -183,6 +194,10 @@ def _tensors_of(nodes) -> Iterator:
             yield from attribute.tensors
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from _tensors(inner)
+
+
+def _sha256_with_weights(path: Path) -> str:
+    return _sha256(path, _external(_parse(path), path))
 
 
 def _sha256(path: Path, external: list[Path]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,12 +10,7 @@ from fastmed.bundle import Bundle
 from fastmed.inference.engines.onnx_file import missing_file, open_onnx
 from fastmed.inference.engines.protocol import EngineRefused, TileEngine
 
-# With ONNX's number (onnx.TensorProto.DataType), as NumPy has no bfloat16.
-_DTYPES = {
-    "float32": (torch.float32, 1),
-    "float16": (torch.float16, 10),
-    "bfloat16": (torch.bfloat16, 16),
-}
+_DTYPES = {"float32": (torch.float32, np.float32), "float16": (torch.float16, np.float16)}
 _CUDA = "CUDAExecutionProvider"
 _SHAPES = 4  # whose logits keep their memory: full batches, the last of a scan, small scans
 
@@ -35,8 +31,10 @@ class OnnxRuntimeEngine(TileEngine):
                 f"onnxruntime {version} is built for CPUs; "
                 "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
             )
-        if precision == "bf16" and device == "cpu":
-            return "ONNX Runtime has no bfloat16 convolutions for CPUs; --engine ov or torch has"
+        if precision == "bf16":
+            return "ONNX Runtime has bfloat16 for few operations; --engine ov, trt or torch has it"
+        if precision == "int8" and device != "cpu":
+            return "ONNX Runtime has no convolutions of 8 bits for CUDA; --engine trt has"
         return missing_file(bundle, precision)
 
     def __init__(self, bundle: Bundle, device: str, precision: str = "fp32"):
@@ -45,6 +43,8 @@ class OnnxRuntimeEngine(TileEngine):
         super().__init__(bundle.spec, device, precision)
         self._file = open_onnx(bundle, precision)
         self._channels = self._file.channels
+        if "bfloat16" in (self._file.image.dtype, self._file.logits.dtype):
+            raise EngineRefused(f"{self._file.path}: takes or gives bfloat16, which NumPy lacks")
         self._place = torch.device(device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -83,9 +83,8 @@ class OnnxRuntimeEngine(TileEngine):
         return known.float()  # the same memory, unless the file has another dtype
 
     def _memory(self, tensor: Tensor, dtype: str) -> tuple:
-        number = _DTYPES[dtype][1]
-        index = self._place.index or 0
-        return self._place.type, index, number, tuple(tensor.shape), tensor.data_ptr()
+        place, shape = self._place, tuple(tensor.shape)
+        return place.type, place.index or 0, _DTYPES[dtype][1], shape, tensor.data_ptr()
 
 
 def _cpu_version() -> str:
@@ -98,4 +97,9 @@ def _cpu_version() -> str:
 def _providers(place: torch.device) -> list:
     if place.type == "cpu":
         return ["CPUExecutionProvider"]
-    return [(_CUDA, {"device_id": place.index or 0}), "CPUExecutionProvider"]
+    settings = {
+        "device_id": place.index or 0,
+        "use_tf32": "0",  # which has 10 bits
+        "cudnn_conv_algo_search": "HEURISTIC",  # the same in each process, so that bytes are too
+    }
+    return [(_CUDA, settings), "CPUExecutionProvider"]

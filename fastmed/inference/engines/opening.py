@@ -18,7 +18,7 @@ from fastmed.inference.engines.kinds import (
     device_of,
     versions,
 )
-from fastmed.inference.engines.protocol import Engine, EngineRefused, say_on_stderr
+from fastmed.inference.engines.protocol import Engine, EngineFailed, EngineRefused, say_on_stderr
 
 _Build = Callable[[str, str], Engine]  # of a name and a precision
 
@@ -117,7 +117,7 @@ def _fastest(
     for name, chosen in able:
         try:
             opened = build(name, chosen)
-        except EngineRefused as error:
+        except (EngineRefused, EngineFailed) as error:
             passed.append(f"{name}: {error}")
             why = passed
             continue
@@ -157,4 +157,4 @@ def _build(name: str, bundle: Bundle, device: str, precision: str) -> Engine:
         lines = [line.strip() for line in str(error).splitlines()]
         said = " ".join(line for line in lines if line and not line.startswith("Exception from"))
         said = said[:400] or type(error).__name__
-        raise BundleError(f"bundle {bundle.path}: engine {name} cannot load it: {said}") from error
+        raise EngineFailed(f"bundle {bundle.path}: engine {name} cannot load it: {said}") from error

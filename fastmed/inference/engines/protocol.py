@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastmed.errors import SeriesError, UsageError
+from fastmed.errors import BundleError, SeriesError, UsageError
 from fastmed.spec import Spec
 
 # Tiles at once by dimensions, on CUDA. One tile fills a CPU, also one slice of 256 x 256: of eight
@@ -30,6 +30,10 @@ def say_on_stderr(sentence: str) -> None:
 
 class EngineRefused(UsageError):
     """An engine's library is present, but does not take this device or this network."""
+
+
+class EngineFailed(BundleError):
+    """An engine's library gave up on a network whose file is whole; others may know it."""
 
 
 class Engine(Protocol):

@@ -81,7 +81,14 @@ class TorchEngine(NetworkEngine):
         self._graph: CudaGraph | None = None
 
     def _run(self, tiles: Tensor) -> Tensor:
-        if not tiles.is_cuda or (len(tiles), *tiles.shape[2:]) != self._usual:
+        if not tiles.is_cuda:
+            return super()._run(tiles)
+        # TF32, which torch would take for convolutions, has 10 bits.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision != "fp32"):
+            return self._run_on_cuda(tiles)
+
+    def _run_on_cuda(self, tiles: Tensor) -> Tensor:
+        if (len(tiles), *tiles.shape[2:]) != self._usual:
             return super()._run(tiles)
         if self._graph is None:
             self._graph = CudaGraph(super()._run, self.device, self.say)

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastmed.errors import BundleError
 from fastmed.inference.engines.engine_cache import EngineCache, Entry
 from fastmed.inference.engines.onnx_file import OnnxFile
-from fastmed.inference.engines.protocol import EngineRefused
+from fastmed.inference.engines.protocol import EngineFailed, EngineRefused
 from fastmed.inference.engines.tensor_rt_flavour import Flavour, Gpu, install_command
 from fastmed.inference.engines.tensor_rt_profile import Profile
 from fastmed.inference.engines.tensor_rt_progress import build_monitor
@@ -100,7 +99,7 @@ def build(
     capabilities: of TensorRT-RTX, the GPUs that the engine is for, as ("SM80", "SM120"); without
         any, the target's.
 
-    Raises EngineRefused where the network cannot be parsed, BundleError where it cannot be built.
+    Raises EngineRefused where the network cannot be parsed, EngineFailed where it cannot be built.
     """
     trt = target.flavour.trt
     builder, network, _parser = _parse(target)  # the parser owns what the network points to
@@ -117,7 +116,7 @@ def build(
     if monitor.interrupt is not None:
         raise monitor.interrupt
     if plan is None:
-        raise BundleError(
+        raise EngineFailed(
             f"{target.onnx.path}: {target.flavour} cannot build an engine for tiles {profile} on "
             f"{target.gpu.name}: {target.flavour.log.take()}; --engine torch runs it"
         )

@@ -36,12 +36,14 @@ class CudaGraph:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 self._say(f"torch runs without a CUDA graph: {first}")
                 return self._run(tiles)
-        self._tiles.copy_(tiles, non_blocking=True)
+        with torch.inference_mode(False), torch.no_grad():  # whichever of them the caller is in
+            self._tiles.copy_(tiles, non_blocking=True)
         self._graph.replay()
         return self._logits
 
     def _record(self, tiles: Tensor) -> None:
-        self._tiles = tiles.clone()
+        with torch.inference_mode(False), torch.no_grad():
+            self._tiles = tiles.clone()
         current, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
@@ -50,6 +52,9 @@ class CudaGraph:
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # Other threads read the next scans meanwhile: their calls are none of the graph's.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"),
+        ):
             self._logits = self._run(self._tiles)
         self._graph = graph
