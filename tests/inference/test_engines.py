@@ -327,6 +327,15 @@ def test_onnx_runtime_takes_networks_of_float16(tmp_path):
         assert torch.equal(logits, (tiles.half() - 0.5).float())
 
 
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_an_engine_says_what_takes_long_where_it_is_told(read, name, capsys):
+    said = []
+    engine = open_engine(read, name, "cpu", say=said.append)[0]
+    engine.say("builds")
+    assert said[-1] == "builds"
+    assert capsys.readouterr().err == ""
+
+
 def test_survey_names_what_is_absent(hide):
     hide("openvino")
     rows = {name: (version, install) for name, version, install in engines.survey()}

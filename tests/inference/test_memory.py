@@ -40,6 +40,7 @@ def test_only_torch_on_the_cpu_keeps_it(tiny_bundle, tmp_path, monkeypatch):
     import scans as make
 
     import fastmed
+    from fastmed.cli import main
     from fastmed.inference import archive
 
     kept = []
@@ -50,6 +51,11 @@ def test_only_torch_on_the_cpu_keeps_it(tiny_bundle, tmp_path, monkeypatch):
     assert kept == []
     fastmed.infer(tmp_path / "in", tmp_path / "b", engine="torch", keep_memory=True, **options)
     assert kept == [True]
+    command = ["infer", "--input", tmp_path / "in", "--output", tmp_path / "d", "--quiet"]
+    command += ["--model", tiny_bundle, "--engine", "torch", "--device", "cpu"]
+    assert main([*map(str, command)]) == 0
+    assert kept == [True, True]
+    kept.clear()
     pytest.importorskip("onnxruntime")
     fastmed.infer(tmp_path / "in", tmp_path / "c", engine="ort", keep_memory=True, **options)
-    assert kept == [True]
+    assert kept == []

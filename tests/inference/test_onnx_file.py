@@ -76,6 +76,18 @@ def test_a_node_of_a_custom_domain_is_named(copied, name):
         open_engine(copied, name, "cpu")
 
 
+def test_a_node_of_a_custom_domain_is_found_in_a_branch(copied):
+    model = onnx.load(copied.onnx_path())
+    fancy = onnx.helper.make_node("Fancy", [], ["y"], "hidden", domain="com.acme")
+    branch = onnx.helper.make_graph([fancy], "branch", [], [])
+    model.graph.node.append(
+        onnx.helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch)
+    )
+    onnx.save(model, copied.onnx_path())
+    with pytest.raises(BundleError, match=r"node hidden is Fancy of the domain com\.acme"):
+        open_onnx(copied)
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_node_that_an_engine_does_not_know_is_one_line(copied, name):
     pytest.importorskip(ENGINES[name])
