@@ -7,14 +7,15 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from fastmed import models
 from fastmed.errors import BundleError
 from fastmed.spec import Spec
 from fastmed.spec_toml import spec_from_table, spec_to_table
 from fastmed.writers.atomic import write_atomically
+
+if TYPE_CHECKING:  # who only asks what a model is for need not wait for torch
+    from torch import nn
 
 SPEC_FILE = "bundle.toml"
 WEIGHTS_FILE = "weights.safetensors"
@@ -62,6 +63,8 @@ class Bundle:
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
+
+        from fastmed import models
 
         if self.spec.network is None:
             raise BundleError(f"bundle {self.path}: {SPEC_FILE} names no [network] to build")

@@ -92,10 +92,31 @@ class Model:
         not wait here; with `brief` they are only what `decode` needs, `Picked` tile by tile. Raises
         SeriesError as a call does.
         """
+        image, grid = self.prepare(volume, clock=clock)
+        return self.look(image, grid, clock=clock, progress=progress, brief=brief), grid
+
+    def prepare(
+        self, volume: Volume, *, clock: StageClock | None = None
+    ) -> tuple[Tensor, Geometry]:
+        """What comes before the network: the scan on its grid, on the engine's device.
+
+        Raises SeriesError as a call does.
+        """
+        with (clock or StageClock())("resample"):
+            return to_grid(volume, self.spec, self.engine.device)
+
+    def look(
+        self,
+        image: Tensor,
+        grid: Geometry,
+        *,
+        clock: StageClock | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        brief: bool = False,
+    ) -> Any:
+        """What the network said of what `prepare` returned; the rest is as `see` has it."""
         clock = clock or StageClock()
         task = TASKS[self.spec.task]
-        with clock("resample"):
-            image, grid = to_grid(volume, self.spec, self.engine.device)
         started = time.perf_counter()
         network_seconds = 0.0
 
@@ -121,7 +142,7 @@ class Model:
         if not is_brief:
             with clock("decode"):
                 task.check(said, self.spec, grid.shape_zyx, self.engine.name)
-        return said, grid
+        return said
 
     def decode(
         self, logits: Tensor, grid: Geometry, volume: Volume, *, clock: StageClock | None = None

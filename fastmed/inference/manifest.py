@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
 
 import fastmed
 from fastmed.bundle import Bundle
-from fastmed.inference.case import Model
+from fastmed.inference.journal import Unit
+from fastmed.inference.outcome import outcome
+from fastmed.inference.run_settings import RunSettings
 from fastmed.spec import Spec
-from fastmed.writers.report import ReportRow
+from fastmed.writers.atomic import write_atomically
+
+if TYPE_CHECKING:  # the process that only looks after others has no torch
+    from fastmed.inference.case import Model
 
 _LIBRARIES = ("torch", "numpy", "pydicom", "nibabel", "SimpleITK", "onnxruntime", "openvino")
 
 
-def manifest(
-    model: Model,
-    *,
-    strict: bool,
-    formats: Sequence[str],
-    rows: Sequence[ReportRow],
-    seconds: dict[str, dict[str, float]],
-    is_finished: bool = True,
-) -> dict[str, Any]:
-    """Returns the content of manifest.json: versions, model with hashes, settings, outcomes."""
+def model_facts(model: Model) -> dict[str, Any]:
+    """What is to be known of a loaded model: plain values, also for another process."""
     spec = model.spec
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     return {
-        "program": "fastmed",
-        "version": fastmed.__version__,
-        "finished": now if is_finished else None,
         "model": {
             "name": spec.name,
             "trained_on": spec.trained_on,
@@ -46,24 +40,69 @@ def manifest(
         "engine_choice": model.engine_choice,
         "device": model.engine.device,
         "precision": model.engine.precision,
-        "settings": {
-            "strict": strict,
-            "write": list(formats),
-            **_seen_by(spec),
-        },
+        "seen_by": _seen_by(spec),
         "versions": {"python": platform.python_version()} | library_versions(_LIBRARIES),
-        "series": [
-            {
-                "name": row.name,
-                "source": row.source,
-                "verdict": row.verdict,
-                "reason": row.reason,
-                "seconds": seconds.get(row.name, {}),
-            }
-            for row in rows
-        ],
+    }
+
+
+def run_facts(facts: Mapping[str, Any], settings: RunSettings, *, is_finished: bool) -> dict:
+    """Returns what manifest.json says of the run itself: versions, model with hashes, settings.
+
+    facts: as `model_facts` returns them.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    of_model = {name: fact for name, fact in facts.items() if name not in ("seen_by", "versions")}
+    return {
+        "program": "fastmed",
+        "version": fastmed.__version__,
+        "finished": now if is_finished else None,
+        "bundle": settings.bundle,
+        **of_model,
+        "settings": {
+            "strict": settings.strict,
+            "write": list(settings.formats),
+            "attempts": settings.attempts,
+            "memory_bytes": settings.memory_bytes,
+            **facts["seen_by"],
+        },
+        "versions": facts["versions"],
         "notice": "For research use; not a medical device.",
     }
+
+
+def series_facts(unit: Unit) -> dict[str, Any]:
+    """The entry of one series in manifest.json: what became of it, and the hashes."""
+    verdict, reason = outcome(unit)
+    return {
+        "name": unit.name,
+        "source": unit.source,
+        "verdict": verdict,
+        "reason": reason,
+        "attempts": unit.attempts + (verdict == "done"),
+        "seconds": unit.seconds if verdict == "done" else {},
+        "input_sha256": unit.content if verdict == "done" else "",
+        "files": {name: sha256 for name, (sha256, _) in unit.files.items()}
+        if verdict == "done"
+        else {},
+    }
+
+
+def write_manifest(facts: Mapping[str, Any], units: Iterable[Unit], path: Path) -> None:
+    """Writes manifest.json: the run's facts, and every series, one by one.
+
+    Raises FastmedError where the disk refuses.
+    """
+
+    def pieces() -> Iterator[bytes]:
+        yield json.dumps(facts, indent=2, ensure_ascii=False)[:-2].encode(errors="backslashreplace")
+        separator = ',\n  "series": ['
+        for unit in units:
+            text = json.dumps(series_facts(unit), indent=2, ensure_ascii=False)
+            yield (separator + "\n" + indent(text, "    ")).encode(errors="backslashreplace")
+            separator = ","
+        yield (separator + "]" if separator[-1] == "[" else "\n  ]").encode() + b"\n}\n"
+
+    write_atomically(path, pieces())
 
 
 def engine_of_the_run_in(

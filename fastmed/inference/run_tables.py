@@ -1,45 +1,61 @@
-"""The tables of a whole run: they gather rows scan by scan, and are written at its end."""
+"""The tables of a whole run: what each scan adds to them, and the files made of all."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fastmed.findings import Findings
+from fastmed.inference.journal import Unit
 from fastmed.spec import Spec
 from fastmed.volume import Volume
 from fastmed.writers.coco import write_coco
 from fastmed.writers.luna import luna_rows, write_luna_marks
-from fastmed.writers.slice_boxes import SliceBoxes, boxes_by_slice
-from fastmed.writers.tables import findings_rows, write_findings_csv
+from fastmed.writers.slice_boxes import SliceBox, SliceBoxes, boxes_by_slice
+from fastmed.writers.tables import findings_dict, findings_rows, plain, write_findings_csv
 
 
-class RunTables:
-    """findings.csv, marks.csv and coco.json of a run, as far as its formats ask for them."""
+def table_row(volume: Volume, findings: Findings, spec: Spec) -> dict[str, Any]:
+    """What one scan adds to the tables of a run, as plain values without voxels."""
+    row = {"findings": findings_dict(findings), "csv": findings_rows(findings)}
+    if spec.task == "detection":
+        row["slices"] = [asdict(at) for at in boxes_by_slice(findings, volume)]
+        if spec.modality == "ct":
+            row["luna"] = luna_rows(findings)
+    return plain(row)
 
-    def __init__(self, formats: Collection[str]):
-        self._formats = formats
-        self._findings: list[dict] = []
-        self._marks: list[dict] = []
-        self._slices: list[tuple[str, SliceBoxes]] = []
 
-    def add(self, volume: Volume, findings: Findings) -> None:
-        """Takes the rows of one scan; neither its voxels nor its label map are kept."""
-        if "csv" in self._formats:
-            self._findings += findings_rows(findings)
-        if "luna" in self._formats:
-            self._marks += luna_rows(findings)
-        if "coco" in self._formats:
-            slices = boxes_by_slice(findings, volume)
-            self._slices += [(findings.series, at) for at in slices]
+def write_run_tables(
+    units: Callable[[], Iterator[Unit]], formats: set[str], spec: Spec, target: Path
+) -> None:
+    """Writes findings.csv, marks.csv and coco.json, as far as the formats ask for them.
 
-    def write(self, target: Path, spec: Spec) -> None:
-        """Writes the tables below the run's folder. Raises FastmedError where the disk refuses."""
-        if "csv" in self._formats:
-            write_findings_csv(self._findings, target / "findings.csv")
-        if "luna" in self._formats:
-            write_luna_marks(self._marks, target / "marks.csv")
-        if "coco" in self._formats:
-            description = f"Findings of {spec.name}; for research use, not a medical device."
-            path = target / "coco.json"
-            write_coco(self._slices, spec.labels, path, description=description)
+    units: returns those of the run, in its order, each time it is called; the done ones count.
+    Raises FastmedError where the disk refuses.
+    """
+
+    def rows(table: str) -> Iterator[Any]:
+        for unit in units():
+            if unit.state == "done":
+                yield from unit.row.get(table, ())
+
+    if "csv" in formats:
+        write_findings_csv(rows("csv"), target / "findings.csv")
+    if "luna" in formats:
+        write_luna_marks(list(rows("luna")), target / "marks.csv")
+    if "coco" in formats:
+        slices = [
+            (unit.name, _slice(at))
+            for unit in units()
+            if unit.state == "done"
+            for at in unit.row.get("slices", ())
+        ]
+        description = f"Findings of {spec.name}; for research use, not a medical device."
+        write_coco(slices, spec.labels, target / "coco.json", description=description)
+
+
+def _slice(plain: dict[str, Any]) -> SliceBoxes:
+    boxes = tuple(SliceBox(**box | {"box_px": tuple(box["box_px"])}) for box in plain["boxes"])
+    return SliceBoxes(**plain | {"boxes": boxes})

@@ -25,7 +25,7 @@ CSV_COLUMNS = (
 
 def findings_dict(findings: Findings) -> dict[str, Any]:
     """Returns the content of findings.json: plain values, None for what is not a finite number."""
-    return _plain(
+    return plain(
         {
             "series": findings.series,
             "source": findings.source,
@@ -50,7 +50,7 @@ def findings_rows(findings: Findings) -> list[dict[str, Any]]:
     masks = [scan | {"kind": "mask"} | _mask_dict(mask) for mask in findings.masks]
     boxes = [scan | {"kind": "box"} | _box_cells(box) for box in findings.boxes]
     scores = [scan | {"kind": "score"} | _score_dict(score) for score in findings.scores]
-    return _plain(masks + boxes + scores)
+    return plain(masks + boxes + scores)
 
 
 def write_findings_json(findings: Findings, path: str | os.PathLike) -> None:
@@ -63,7 +63,7 @@ def write_json(content: Any, path: str | os.PathLike) -> None:
 
     Raises FastmedError where the disk refuses.
     """
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, [_utf8(text + "\n")])
 
 
@@ -95,7 +95,7 @@ def write_table(
     table = csv.DictWriter(buffer, columns, lineterminator="\n")
     table.writeheader()
     for row in rows:
-        table.writerow({name: _cell(value) for name, value in _plain(row).items()})
+        table.writerow({name: _cell(value) for name, value in plain(row).items()})
     write_atomically(path, [_utf8(buffer.getvalue())])
 
 
@@ -151,14 +151,14 @@ def _geometry_dict(geometry: Geometry) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turns NumPy values, tuples and non-finite numbers into what JSON has."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,0 +1,77 @@
+"""The memory budget of a run: how much the scans that are in hand may take together."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+
+from fastmed.readers.series import Series
+from fastmed.spec import Spec
+
+_SHARE = 0.5  # of the memory that is free when a run starts
+_STORED_BYTES, _FLOAT_BYTES, _LABEL_BYTES = 4, 4, 2
+_CGROUPS = (  # limit, use: version 2, then 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+class MemoryBudget:
+    """Lets scans in until they take the budget; one that is larger goes in when none is there."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total, self._used = total_bytes, 0
+        self._changed = threading.Condition()
+
+    def take(self, wanted: int, is_stopped: threading.Event) -> bool:
+        """Waits until there is room; False where the run is stopped first."""
+        with self._changed:
+            while self._used and self._used + wanted > self._total:
+                if is_stopped.is_set():
+                    return False
+                self._changed.wait(0.2)
+            self._used += wanted
+            return True
+
+    def give_back(self, taken: int) -> None:
+        with self._changed:
+            self._used -= taken
+            self._changed.notify_all()
+
+
+def default_budget() -> int:
+    """Half of the memory that this process may still take, in bytes."""
+    free = [_available()]
+    for limit, used in _CGROUPS:
+        try:
+            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # "max", or no such group
+            continue
+    return max(int(_SHARE * min(free)), 1)
+
+
+def cost_of(entry: Series, spec: Spec) -> int:
+    """Bytes that a scan takes at most on its way, as far as its entry tells: the stored voxels, the
+    network's grid with its logits, and the labels."""
+    voxels = math.prod(entry.shape_zyx or (1, 1, 1))
+    grid = math.prod(spec.size_zyx) if spec.size_zyx else voxels
+    if spec.spacing_mm_zyx and entry.spacing_mm_zyx:
+        grid = voxels * math.prod(entry.spacing_mm_zyx) / math.prod(spec.spacing_mm_zyx)
+    classes = spec.num_classes if spec.task == "segmentation" else 1
+    return int(
+        voxels * (_STORED_BYTES + _LABEL_BYTES) + grid * _FLOAT_BYTES * (1 + classes)
+    )
+
+
+def _available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 8 * 2**30  # where the system does not say

@@ -1,0 +1,69 @@
+"""What a run was asked for, in a form that goes to another process and into a key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fastmed
+from fastmed.inference.series_folder import FORMATS_OF_A_SERIES
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a run; all are plain values.
+
+    bundle, output: folders, absolute. engine, device, precision, strict: as `infer` takes them.
+    formats: what to write, sorted. attempts: how often a series is tried before it is set aside.
+    memory_bytes: what the scans that are in hand may take together.
+    keep_memory: as `infer` takes it. says_demo: whether to say that no model was named.
+    """
+
+    bundle: str
+    output: str
+    engine: str
+    device: str
+    precision: str
+    strict: bool
+    formats: tuple[str, ...]
+    attempts: int
+    memory_bytes: int
+    keep_memory: bool
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> RunSettings:
+        plain = json.loads(text)
+        return cls(**plain | {"formats": tuple(plain["formats"])})
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output)
+
+    def results_key(self, model_facts: dict[str, Any]) -> str:
+        """Names what decides the bytes of a series' results, but for the series itself.
+
+        model_facts: what `manifest.model_facts` says of the loaded model.
+        """
+        decisive = ("model", "engine", "device", "precision", "seen_by")
+        files = [name for name in FORMATS_OF_A_SERIES if name in self.formats]
+        if "report" in self.formats and "png" not in files:
+            files.append("preview")
+        return digest(
+            {
+                "fastmed": fastmed.__version__,
+                "files": files,
+                **{name: model_facts[name] for name in decisive},
+            }
+        )
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of plain values."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
