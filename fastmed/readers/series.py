@@ -24,6 +24,37 @@ KINDS = (
     "damaged",
 )
 VERDICTS = ("ok", "refused", "skipped", "failed")
+CONDITIONS = (
+    "uniform",
+    "tilted",
+    "uneven",
+    "missing slices",
+    "shifted slices",
+    "identical copies",
+    "duplicate positions",
+    "mixed shapes",
+    "mixed spacings",
+    "mixed orientations",
+    "several acquisitions",
+    "overlapping reconstructions",
+    "enhanced multi-frame",
+    "no rescale",
+    "not in hu",
+    "label map",
+    "localizer",
+    "derived",
+    "secondary capture",
+    "dose report",
+    "other modality",
+    "not dicom",
+    "damaged",
+    "truncated",
+    "encrypted",
+    "unsupported transfer syntax",
+    "single slice",
+    "no geometry",
+    "too large",
+)
 
 _UID = re.compile(r"(?!\.{1,2}$)[0-9.]{1,64}")
 _PLAIN_FILE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}")
@@ -40,6 +71,7 @@ class Series:
     verdict: "ok" (can be read), "refused" (its geometry or values are doubtful), "skipped" (no
         CT) or "failed" (damaged or unreadable).
     reason: one sentence; for "ok" the geometry in words.
+    conditions: what was found, each one of CONDITIONS; docs/dicom.md says what each means.
     files: how many files stand behind it.
     shape_zyx: voxels, None where unknown.
     geometry: where the voxels are; None unless the verdict is "ok".
@@ -59,10 +91,13 @@ class Series:
     spacing_is_known: bool = True
     format: str = ""
     stored: Any = field(default=None, repr=False)
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.verdict not in VERDICTS:
             raise ValueError(f"kind {self.kind!r}, verdict {self.verdict!r}: not known")
+        if unknown := set(self.conditions) - set(CONDITIONS):
+            raise ValueError(f"conditions {sorted(unknown)}: not known")
 
     @property
     def spacing_mm_zyx(self) -> tuple[float, float, float] | None:
