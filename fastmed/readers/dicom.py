@@ -16,6 +16,7 @@ from fastmed.readers.dicom_checks import Doubt
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_kind import kind_of
 from fastmed.readers.series import Series, name_from_uid
+from fastmed.readers.walk import Found
 
 MAX_PLANES = 2048
 MAX_VOXELS = 2**30
@@ -92,6 +93,7 @@ def _entry(members: list[Header], kind: str, verdict: str, reason: str, **more) 
         verdict=verdict,
         reason=reason,
         files=len(members),
+        members=tuple(Found(h.path, h.relative, h.file_bytes) for h in members),
         **more,
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastmed.geometry import Geometry
+from fastmed.readers.walk import Found
 
 KINDS = (
     "ct",
@@ -76,7 +77,10 @@ class Series:
     shape_zyx: voxels, None where unknown.
     geometry: where the voxels are; None unless the verdict is "ok".
     spacing_is_known: False where the file says nothing of it, so that the geometry's is made up.
-    format, stored: which reader takes it, and what that reader needs.
+    format, stored: which reader takes it, and what that reader needs; stored is None in an entry
+        that comes from a record, whose files are read again when they are opened.
+    members: the files behind it, in the index's order; the group of files that are no scan is
+        counted, not listed.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Series:
     format: str = ""
     stored: Any = field(default=None, repr=False)
     conditions: tuple[str, ...] = ()
+    members: tuple[Found, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.verdict not in VERDICTS:
