@@ -16,6 +16,7 @@ from fastmed.readers.dicom_checks import Doubt
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_kind import kind_of
 from fastmed.readers.series import Series, name_from_uid
+from fastmed.readers.walk import Found
 
 MAX_PLANES = 2048
 MAX_VOXELS = 2**30
@@ -32,21 +33,30 @@ class DicomSlices:
 
 def series_of(headers: list[Header], *, strict: bool) -> list[Series]:
     """Groups headers into series, judges each, and returns one entry for each volume or group."""
-    groups: dict[tuple, list[Header]] = defaultdict(list)
-    reasons: dict[tuple, str] = {}
-    for header in sorted(headers, key=lambda h: (h.relative, h.path)):
-        kind, reason = kind_of(header)
-        key = (kind, reason if kind != "ct" else "", *_series_key(header))
-        groups[key].append(header)
-        reasons[key] = reason
-    entries = []
-    for key, members in groups.items():
-        if key[0] == "ct":
-            entries += _ct_entries(members, strict)
-        else:
-            verdict = "refused" if key[0] == "enhanced ct" else "skipped"
-            entries.append(_entry(members, key[0], verdict, reasons[key]))
-    return entries
+    groups: dict[tuple[str, ...], list[Header]] = defaultdict(list)
+    for header in headers:
+        groups[group_key(header)].append(header)
+    first = sorted(groups.values(), key=lambda group: min((h.relative, h.path) for h in group))
+    return [entry for group in first for entry in judge_group(group, strict=strict)]
+
+
+def group_key(header: Header) -> tuple[str, ...]:
+    """What the files that are judged together have in common: their kind and their series."""
+    kind, reason = kind_of(header)
+    return (kind, reason if kind != "ct" else "", *_series_key(header))
+
+
+def judge_group(members: list[Header], *, strict: bool) -> list[Series]:
+    """Judges all files of one group_key, in any order; one entry for each volume, or one of all.
+
+    strict: refuse what is doubtful; False goes on where that is possible, with a warning.
+    """
+    members = sorted(members, key=lambda h: (h.relative, h.path))
+    kind, reason = kind_of(members[0])
+    if kind == "ct":
+        return _ct_entries(members, strict)
+    verdict = "refused" if kind == "enhanced ct" else "skipped"
+    return [_entry(members, kind, verdict, reason)]
 
 
 def _series_key(header: Header) -> tuple:
@@ -83,6 +93,7 @@ def _entry(members: list[Header], kind: str, verdict: str, reason: str, **more) 
         verdict=verdict,
         reason=reason,
         files=len(members),
+        members=tuple(Found(h.path, h.relative, h.file_bytes) for h in members),
         **more,
     )
 

@@ -20,12 +20,22 @@ class Found:
     """One file: where to open it, its path under the searched folder, its size in bytes.
 
     problem: why it cannot be looked at (a broken link, a forbidden folder); "" else.
+    mtime_ns, inode: by which, and its size, a changed file is told from an unchanged one.
+    member: its name inside the packed archive at `path`; "" for a file that lies there itself.
     """
 
     path: str
     relative: str
     file_bytes: int
     problem: str = ""
+    mtime_ns: int = 0
+    inode: int = 0
+    member: str = ""
+
+    @property
+    def place(self) -> str:
+        """A name of its own on this machine: its path, with the member's name inside it."""
+        return f"{self.path}/{self.member}" if self.member else self.path
 
 
 def walk(
@@ -88,7 +98,9 @@ def _file(path: str, relative: str, seen: set) -> Iterator[Found]:
         return
     if stat.S_ISREG(status.st_mode) and _identity(status) not in seen:
         seen.add(_identity(status))
-        yield Found(path, relative, status.st_size)
+        yield Found(
+            path, relative, status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino
+        )
 
 
 def _relative(path: str, root: str) -> str:
