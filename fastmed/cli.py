@@ -53,7 +53,13 @@ def infer(arguments: argparse.Namespace) -> int:
         write=[name.strip() for name in arguments.write.split(",") if name.strip()],
         strict=arguments.strict,
         series=arguments.series,
+        part=arguments.part,
         dry_run=arguments.dry_run,
+        fresh=arguments.fresh,
+        workers=arguments.workers,
+        attempts=arguments.attempts,
+        hang_seconds=arguments.hang,
+        memory_gb=arguments.memory,
         keep_memory=True,
         quiet=arguments.quiet,
     ).exit_status
@@ -200,6 +206,41 @@ def _parser() -> argparse.ArgumentParser:
     _add_strict(command)
     command.add_argument(
         "--series", nargs="+", default=[], metavar="UID", help="only these, by SeriesInstanceUID"
+    )
+    command.add_argument(
+        "--part", default="", metavar="I/N", help="only the I-th of N shares of the series"
+    )
+    command.add_argument(
+        "--fresh",
+        action="store_true",
+        help="do again what is done; each result stays until the new one takes its place",
+    )
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that run scans, looked after by this one; 0: all in one (default: 1)",
+    )
+    command.add_argument(
+        "--attempts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often a failing series is tried before it is set aside (default: 3)",
+    )
+    command.add_argument(
+        "--hang",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="end a scan of which nothing is heard for so long (default: 900)",
+    )
+    command.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="what the scans in hand may take together (default: half of what is free)",
     )
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     command.add_argument("--quiet", action="store_true", help="print errors only")

@@ -8,6 +8,12 @@ import numpy as np
 
 from fastmed.geometry import Geometry
 
+# Why a scan whose spacing is unknown is no scan to a model of millimetres.
+NO_SPACING = (
+    "the file does not say how far its voxels are apart, and this model needs mm: put "
+    '{"spacing_mm_zyx": [z, y, x]} into a .json file of the same name beside it'
+)
+
 
 @dataclass(frozen=True)
 class SourceSlice:

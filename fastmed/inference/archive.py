@@ -4,57 +4,38 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastmed import bundle as bundles
-from fastmed.bundle import Bundle
-from fastmed.errors import FastmedError, SeriesError, UsageError
-from fastmed.findings import Findings
-from fastmed.inference.case import Model, StageClock, load
-from fastmed.inference.certificate import verdicts
+from fastmed.errors import FastmedError, UsageError
 from fastmed.inference.display import Display, index_table
-from fastmed.inference.engines.kinds import device_of, versions
-from fastmed.inference.manifest import engine_of_the_run_in, manifest
-from fastmed.inference.memory import keep_freed_memory
-from fastmed.inference.run_tables import RunTables
-from fastmed.preprocessing.grid import NO_SPACING
-from fastmed.readers.dicom_evidence import read_evidence
-from fastmed.readers.index import Series, index, read_series
+from fastmed.inference.journal import Journal, Planned
+from fastmed.inference.manifest import run_facts, write_manifest
+from fastmed.inference.memory_budget import default_budget
+from fastmed.inference.outcome import report_row
+from fastmed.inference.owners import Owner
+from fastmed.inference.recovery import recover, remove_temporary_files
+from fastmed.inference.run import Run
+from fastmed.inference.run_settings import RunSettings, digest
+from fastmed.inference.run_tables import write_run_tables
+from fastmed.inference.series_folder import is_whole
+from fastmed.inference.workers import Workers
+from fastmed.readers.index import Series, index
+from fastmed.readers.series_json import series_dict
 from fastmed.spec import Spec
-from fastmed.volume import Volume
-from fastmed.writers.dicom_sr import images_with_boxes, write_sr
-from fastmed.writers.images import write_preview
-from fastmed.writers.label_picture import write_label_picture
-from fastmed.writers.nifti import write_labels, write_slice_labels
+from fastmed.volume import NO_SPACING
 from fastmed.writers.report import ReportRow, write_report
-from fastmed.writers.slice_boxes import boxes_by_slice
-from fastmed.writers.tables import write_findings_json, write_json
-from fastmed.writers.voc import write_voc
 
 DEFAULT_FORMATS = ("nifti", "json", "csv", "png", "report")
 BOX_FORMATS = ("luna", "voc", "coco", "sr")
 FORMATS = DEFAULT_FORMATS + BOX_FORMATS
-
-
-@dataclass(frozen=True)
-class Run:
-    """What became of a run: its output folder and one row per series, in the index's order.
-
-    series_seconds: seconds per stage (read, resample, network, stitch, decode, write), by name.
-    """
-
-    output: Path | None
-    rows: tuple[ReportRow, ...]
-    series_seconds: dict[str, dict[str, float]]
-
-    @property
-    def exit_status(self) -> int:
-        """0 where all went well (what is no CT is skipped), 1 where a series did not."""
-        return int(any(row.verdict in ("failed", "refused") for row in self.rows))
+ATTEMPTS = 3
+HANG_SECONDS = 900.0
 
 
 def infer(
@@ -68,7 +49,13 @@ def infer(
     write: Iterable[str] = DEFAULT_FORMATS,
     strict: bool = True,
     series: Iterable[str] = (),
+    part: str = "",
     dry_run: bool = False,
+    fresh: bool = False,
+    workers: int = 0,
+    attempts: int = ATTEMPTS,
+    hang_seconds: float = HANG_SECONDS,
+    memory_gb: float | None = None,
     keep_memory: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -88,15 +75,25 @@ def infer(
         remains, that is a wrong usage.
     strict: refuse scans of doubtful geometry instead of mending them.
     series: names (SeriesInstanceUIDs) to run; empty runs all.
+    part: "2/8" takes the second of eight shares of the series; whoever runs the others, on other
+        machines, shares nothing with this run but the archive.
     dry_run: say what would be done, and stop. quiet: print errors only.
+    fresh: do everything again; each result stays until the new one takes its place.
+    workers: processes that run scans, each with its own model. One looks after them, so that a
+        crash or a hang costs one scan. 0 does all in this process; the command starts one.
+    attempts: how often a failing series is tried before it is set aside.
+    hang_seconds: a scan of which nothing is heard for so long is stopped (with workers only).
+    memory_gb: what the scans in hand may take together; None takes half of what is free.
     keep_memory: where torch runs on the CPU, this process keeps from then on what it frees, which
         makes torch about twice as fast (`fastmed.inference.memory`); the command does so.
 
     A series' folder appears when it is complete, by one rename. A series that cannot be done is
-    named in the rows, in report.html and in manifest.json, and the others go on.
+    named in the rows, in report.html and in manifest.json, and the others go on. What is done
+    stands in journal.sqlite: the same call goes on where a run was stopped or killed, and does
+    again only what other settings or other files touch. Several may work on one folder.
 
     Raises UsageError for a wrong argument, BundleError for a damaged bundle, FastmedError where
-    there is no scan at all or the output folder cannot be written.
+    there is no scan at all or the output folder cannot be written (DiskFull: it is full).
     """
     inputs = [Path(p) for p in ([input] if isinstance(input, str | Path) else input)]
     if not inputs:
@@ -107,170 +104,244 @@ def infer(
     display = Display(quiet)
     if any(target.resolve() == path.resolve() for path in inputs):
         raise UsageError(f"--output {target}: it is the input itself; name another folder")
-    found = index(inputs, strict=strict, exclude=[target], modality=read.spec.modality)
-    entries = _select([_suited(entry, read.spec) for entry in found], set(series))
-    _demand_scans(entries, inputs, read.spec)
+    share = _share(part)
+    _check_counts(workers, attempts, hang_seconds, memory_gb)
+    settings = RunSettings(
+        bundle=str(read.path.resolve()),
+        output=str(target.resolve()),
+        engine=engine,
+        device=device,
+        precision=precision,
+        strict=strict,
+        formats=tuple(sorted(formats)),
+        attempts=attempts,
+        memory_bytes=default_budget() if memory_gb is None else int(memory_gb * 2**30),
+        keep_memory=keep_memory,
+    )
+    select = Selection(frozenset(series), share)
     if dry_run:
-        index_table(entries)
-        return Run(None, tuple(_row(entry) for entry in entries if entry.verdict != "ok"), {})
-    loaded = _load(read, target, engine, device, precision, display)
-    if keep_memory and (loaded.engine.name, loaded.engine.device) == ("torch", "cpu"):
-        keep_freed_memory()
-    if model is None:
-        display.say(
-            f"No --model named: the DEMO bundle {loaded.spec.name} runs. " + loaded.spec.notice
-        )
-    display.say(f"{loaded.engine_choice[0].upper()}{loaded.engine_choice[1:]}.")
-    _prepare(target)
-    begun = {"strict": strict, "formats": sorted(formats), "rows": (), "seconds": {}}
-    write_json(manifest(loaded, **begun, is_finished=False), target / "manifest.json")
-
-    rows: list[ReportRow] = []
-    tables = RunTables(formats)
-    seconds: dict[str, dict[str, float]] = {}
-    try:
-        with display.progress(sum(entry.verdict == "ok" for entry in entries)) as progress:
-            for entry in entries:
-                if entry.verdict != "ok":
-                    rows.append(_row(entry))
-                    continue
-                clock = StageClock()
-                step = progress.start(entry)
-                try:
-                    findings = _run_one(entry, loaded, target, formats, tables, clock, step)
-                    rows.append(_done(entry, findings, target, clock))
-                except (FastmedError, OSError, MemoryError) as error:
-                    rows.append(_row(entry, verdict="failed", reason=str(error)))
-                except Exception as error:  # the other scans go on; this one is named
-                    reason = f"unexpected {type(error).__name__}: {error}"
-                    rows.append(_row(entry, verdict="failed", reason=reason))
-                seconds[entry.name] = clock.seconds
-                progress.finish(rows[-1])
-    finally:
-        rows += [_not_reached(entry) for entry in entries[len(rows) :]]
-        _write_tables(target, formats, rows, tables, loaded, strict, seconds)
-    display.table(rows)
-    display.say(f"Results are in {target}")
-    return Run(target, tuple(rows), seconds)
-
-
-def _load(
-    read: Bundle, target: Path, engine: str, device: str, precision: str, display: Display
-) -> Model:
-    """Loads the model; `auto` keeps the engine of the run whose results lie in `target`."""
-    earlier = None
-    if engine == "auto":
-        device = device_of(device)
-        earlier = engine_of_the_run_in(target, read, device, precision)
-        if earlier in verdicts(read, device, versions()).refused:
-            earlier = None
-    if earlier is None:
-        return load(read.path, engine=engine, device=device, precision=precision, say=display.say)
-    engine, precision = earlier
-    try:
-        found = load(read.path, engine=engine, device=device, precision=precision, say=display.say)
-    except UsageError as error:
-        raise UsageError(
-            f"{error}; the run in {target} was begun with it: name an engine, or another --output"
-        ) from error
-    why = f"as the run before in {target}"
-    return replace(found, engine_choice=found.engine_choice.replace("as asked", why))
-
-
-def _run_one(
-    entry: Series,
-    model: Model,
-    output: Path,
-    formats: set[str],
-    tables: RunTables,
-    clock: StageClock,
-    progress,
-) -> Findings:
-    with clock("read"):
-        volume = read_series(entry)
-    findings = model(volume, clock=clock, progress=progress)
-    with clock("write"):
-        evidence = None
-        if "sr" in formats:
-            evidence, findings = _evidence(entry, volume, findings)
-        folder = output / "series" / entry.name
-        _write_series(volume, findings, folder, formats, model.spec, evidence)
-        tables.add(volume, findings)
-    return findings
-
-
-def _evidence(entry: Series, volume: Volume, findings: Findings) -> tuple[list | None, Findings]:
-    """What a DICOM report refers to; where the scan has no such thing, a warning in its place."""
-    try:
-        return read_evidence(entry, images_with_boxes(findings, volume)), findings
-    except SeriesError as error:
-        warning = f"findings.sr.dcm is left out: {error}"
-        return None, replace(findings, warnings=(*findings.warnings, warning))
-
-
-def _write_series(
-    volume: Volume,
-    findings: Findings,
-    folder: Path,
-    formats: set[str],
-    spec: Spec,
-    evidence: list | None,
-) -> None:
-    """Writes one series' files into a hidden folder, then renames it into place."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        if "nifti" in formats:
-            write_labels(findings, partial / "labels.nii.gz")
-            if findings.slice_labels:
-                write_slice_labels(findings, partial / "labels_slices.npz")
-        if "png" in formats and findings.modality == "grey" and findings.labels is not None:
-            write_label_picture(findings, partial / "labels.png")
-        if "json" in formats:
-            write_findings_json(findings, partial / "findings.json")
-        if "voc" in formats:
-            for at in boxes_by_slice(findings, volume):
-                write_voc(at, partial / "voc" / f"{at.name}.xml", folder=findings.series)
-        if evidence:
-            write_sr(findings, volume, evidence, partial / "findings.sr.dcm")
-        if {"png", "report"} & formats:
-            threshold = spec.detection.score_threshold if spec.detection else None
-            write_preview(
-                volume,
-                findings,
-                partial / "preview.png",
-                window_hu=spec.window_hu,
-                score_threshold=threshold,
+        entries, chosen = _entries(inputs, target, read.spec, settings, select)
+        wanted = [entry for entry in entries if entry.name in chosen]
+        index_table(wanted)
+        return Run.dry(tuple(_row(entry) for entry in wanted if entry.verdict != "ok"))
+    runner = _InWorkers if workers else _InThisProcess
+    # Workers load the model while the archive is looked through.
+    with runner(settings, _facts_before(target), workers, display, hang_seconds) as runs:
+        entries, chosen = _entries(inputs, target, read.spec, settings, select)
+        facts = runs.facts()
+        if model is None:
+            display.say(
+                f"No --model named: the DEMO bundle {read.spec.name} runs. " + read.spec.notice
             )
-        if not partial.exists():  # a run that wants findings.csv alone
-            return
-        _replace_folder(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        choice = facts["engine_choice"]
+        display.say(f"{choice[0].upper()}{choice[1:]}.")
+        _prepare(target)
+        with Journal(target) as journal:
+            _plan(journal, settings, facts, entries, chosen, fresh)
+            _write_manifest(journal, settings, facts, is_finished=False)
+            try:
+                _follow(runs, journal, display)
+                journal.set_fact("finished", True)
+            finally:
+                _write_tables(journal, settings, facts, read.spec)
+    done = Run(target)
+    display.table(done.rows)
+    display.say(f"Results are in {target}")
+    return done
 
 
-def _replace_folder(partial: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    try:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+@dataclass(frozen=True)
+class Selection:
+    """Which series of an archive a run takes: those named (all, if none), of one share of n."""
+
+    names: frozenset[str]
+    share: tuple[int, int] | None
 
 
-def _write_tables(target, formats, rows, tables, model, strict, seconds) -> None:
-    facts = manifest(model, strict=strict, formats=sorted(formats), rows=rows, seconds=seconds)
-    tables.write(target, model.spec)
+def _entries(
+    inputs: list[Path], target: Path, spec: Spec, settings: RunSettings, select: Selection
+) -> tuple[list[Series], set[str]]:
+    """The entries of the index, and the names of those that were asked for."""
+    found = index(inputs, strict=settings.strict, exclude=[target], modality=spec.modality)
+    entries = [_suited(entry, spec) for entry in found]
+    chosen = _chosen(entries, select)
+    if select.share is None:
+        _demand_scans([entry for entry in entries if entry.name in chosen], inputs, spec)
+    return entries, chosen
+
+
+def _plan(
+    journal: Journal,
+    settings: RunSettings,
+    facts: dict[str, Any],
+    entries: list[Series],
+    chosen: set[str],
+    fresh: bool,
+) -> None:
+    """Clears up after the dead, then writes what is to be done into the journal."""
+    recover(journal)
+    remove_temporary_files(journal)
+    _refuse_another_run(journal, settings, facts)
+    journal.set_fact("model", facts)
+    series_folder = settings.output_path / "series"
+    journal.plan(
+        _plans(entries, chosen, settings.results_key(facts)),
+        fresh=fresh,
+        is_there=lambda unit: is_whole(series_folder / unit.name, unit.files),
+    )
+
+
+class _InThisProcess:
+    """Runs the scans in this process."""
+
+    def __init__(self, settings, before, workers, display, hang_seconds) -> None:
+        self._settings, self._before, self._display = settings, before, display
+        self._stopped = threading.Event()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stopped.set()
+
+    def facts(self) -> dict[str, Any]:
+        from fastmed.inference.manifest import model_facts
+        from fastmed.inference.run_model import load_for_run
+
+        self._model = load_for_run(self._settings, self._before, self._display.say)
+        return model_facts(self._model)
+
+    def run(self, journal: Journal, on_event) -> None:
+        from fastmed.inference.pipeline import Pipeline
+
+        lock = threading.Lock()
+
+        def report(event: dict[str, Any]) -> None:
+            with lock:
+                on_event(event)
+
+        with Owner(journal.folder) as owner:
+            Pipeline(journal, owner.token, self._model, self._settings, report, self._stopped).run()
+
+
+class _InWorkers(Workers):
+    """Runs the scans in processes of their own."""
+
+    def __init__(self, settings, before, workers, display, hang_seconds) -> None:
+        super().__init__(settings, before, workers, display.say, hang_seconds)
+
+
+def _follow(runs, journal: Journal, display: Display) -> None:
+    """Has the scans run, and shows what happens."""
+    sources = {}
+    total = journal.counts().get("waiting", 0)
+    with display.progress(total) as progress:
+
+        def on_event(event: dict[str, Any]) -> None:
+            what, name = event["event"], event.get("name")
+            if what == "stage":
+                sources[name] = event["source"]
+                if event["stage"] == "network":
+                    progress.start(event["source"])
+            elif what == "tiles":
+                progress.tiles(sources[name], event["done"], event["total"])
+            elif what in ("done", "unchanged") or (what == "failed" and not event["again"]):
+                sources.pop(name, None)
+                progress.finish(report_row(journal.unit(name), journal.folder))
+
+        runs.run(journal, on_event)
+
+
+def _plans(entries: Sequence[Series], chosen: set[str], key: str) -> Iterator[Planned]:
+    """What a run wants of each entry: its key names the model, the settings, and what the index
+    says of the series; its stamp names the files."""
+    for entry in entries:
+        plain = series_dict(entry)
+        members = plain.pop("members")
+        yield Planned(
+            name=entry.name,
+            source=entry.source,
+            verdict=entry.verdict,
+            reason=entry.reason,
+            warnings=entry.warnings,
+            entry=plain | {"members": members},
+            key=digest([key, plain]),
+            stamp=digest(members),
+            is_wanted=entry.name in chosen,
+        )
+
+
+def _facts_before(target: Path) -> dict[str, Any] | None:
+    """What the journal of an earlier run in this folder says of its model."""
+    if not (target / "journal.sqlite").exists():
+        return None
+    with Journal(target) as journal:
+        return journal.fact("model")
+
+
+def _refuse_another_run(journal: Journal, settings: RunSettings, facts: dict[str, Any]) -> None:
+    """Raises UsageError where a process is at work in the folder that makes other results."""
+    wanted = digest([settings.results_key(facts), settings.strict])
+    if journal.owners() and journal.fact("results") not in (None, wanted):
+        raise UsageError(
+            f"--output {settings.output}: another process is at work there with another model or "
+            "other settings; wait for it, or name another folder"
+        )
+    journal.set_fact("results", wanted)
+
+
+def _write_manifest(journal: Journal, settings: RunSettings, facts, *, is_finished: bool) -> None:
+    of_run = run_facts(facts, settings, is_finished=is_finished)
+    units = journal.listed() if is_finished else ()
+    write_manifest(of_run, units, settings.output_path / "manifest.json")
+
+
+def _write_tables(journal: Journal, settings: RunSettings, facts, spec: Spec) -> None:
+    target, formats = settings.output_path, set(settings.formats)
+    write_run_tables(journal.listed, formats, spec, target)
     if "report" in formats:
-        # The page lists the series, and says at its top what the notice says.
-        run = {name: fact for name, fact in facts.items() if name not in ("series", "notice")}
+        # The page says at its top what the notice says.
+        run = run_facts(facts, settings, is_finished=True)
+        run.pop("notice")
+        rows = [report_row(unit, target) for unit in journal.listed()]
         write_report(rows, run, target / "report.html")
-    write_json(facts, target / "manifest.json")
+    _write_manifest(journal, settings, facts, is_finished=True)
+
+
+def _share(part: str) -> tuple[int, int] | None:
+    """(i, n) of "i/n"; None where all series are wanted."""
+    if not part:
+        return None
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", part)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"--part {part}: expected i/n with i from 1 to n, such as 2/8")
+    return int(found[1]), int(found[2])
+
+
+def _check_counts(workers, attempts, hang_seconds, memory_gb) -> None:
+    least = {
+        "--workers": (workers, 0),
+        "--attempts": (attempts, 1),
+        "--hang": (hang_seconds, 1),
+        "--memory": (1 if memory_gb is None else memory_gb, 0.001),
+    }
+    for flag, (value, smallest) in least.items():
+        if not value >= smallest:
+            raise UsageError(f"{flag} {value:g}: expected at least {smallest:g}")
+
+
+def _chosen(entries: Sequence[Series], select: Selection) -> set[str]:
+    """Names of the entries that were asked for."""
+    selected = _select(entries, set(select.names))
+    if select.share is not None:
+        number, shares = select.share
+        selected = [e for e in selected if int(digest(_identity(e)), 16) % shares == number - 1]
+    return {entry.name for entry in selected}
+
+
+def _identity(entry: Series) -> str:
+    """What decides the share of an entry: volumes split from one series stay together."""
+    return re.sub(r"-\d+$", "", entry.name)
 
 
 def _formats(write: Iterable[str], spec: Spec) -> set[str]:
@@ -314,7 +385,7 @@ def _default_output(inputs: list[Path]) -> Path:
     return Path("fastmed-results") / (Path(os.path.abspath(inputs[0])).name or "scans")
 
 
-def _select(entries: list[Series], wanted: set[str]) -> list[Series]:
+def _select(entries: Sequence[Series], wanted: set[str]) -> Sequence[Series]:
     """The entries of the wanted names; a UID also stands for the volumes split from its series."""
     if not wanted:
         return entries
@@ -339,7 +410,7 @@ def _demand_scans(entries: list[Series], inputs: list[Path], spec: Spec) -> None
 
 
 def _prepare(target: Path) -> None:
-    """Makes the output folder, shows that it can be written, clears what a killed run left."""
+    """Makes the output folder and shows that it can be written."""
     try:
         (target / "series").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target):
@@ -349,41 +420,13 @@ def _prepare(target: Path) -> None:
         raise FastmedError(
             f"{target}: cannot be written, {reason}; name another folder with --output"
         ) from error
-    for left in target.glob(".*.tmp"):
-        left.unlink(missing_ok=True)
-    for left in (target / "series").glob(".*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
-    for old in (target / "series").glob(".*.old"):
-        folder = old.with_name(old.name[1 : -len(".old")])
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(old, folder)
 
 
-def _done(entry: Series, findings: Findings, target: Path, clock: StageClock) -> ReportRow:
+def _row(entry: Series) -> ReportRow:
     return ReportRow(
         name=entry.name,
         source=entry.source,
-        findings=findings,
-        preview_png=target / "series" / entry.name / "preview.png",
-        seconds=sum(clock.seconds.values()),
-    )
-
-
-def _not_reached(entry: Series) -> ReportRow:
-    """The row of a series that the run was stopped before, or in the midst of."""
-    if entry.verdict != "ok":
-        return _row(entry)
-    reason = "the run was stopped before this scan was done; run it again"
-    return _row(entry, verdict="failed", reason=reason)
-
-
-def _row(entry: Series, *, verdict: str | None = None, reason: str | None = None) -> ReportRow:
-    return ReportRow(
-        name=entry.name,
-        source=entry.source,
-        verdict=verdict or entry.verdict,
-        reason=reason if reason is not None else entry.reason,
+        verdict=entry.verdict,
+        reason=entry.reason,
         warnings=entry.warnings,
     )

@@ -8,18 +8,12 @@ from fastmed.readers.series import Series
 
 
 def content_sha256(entry: Series) -> str:
-    """SHA-256 over the hashes of an entry's files, in whatever folders and order they lie.
+    """SHA-256 over the hashes of an opened entry's files, whatever their names and their order.
 
     Raises OSError where a file cannot be read.
     """
-    from fastmed.readers.packed import unpacked
-
-    whole = hashlib.sha256()
-    with unpacked(entry.members) as members:
-        hashes = []
-        for member in members:
-            with open(member.path, "rb") as file:
-                hashes.append(hashlib.file_digest(file, "sha256").digest())
-    for one in sorted(hashes):
-        whole.update(one)
-    return whole.hexdigest()
+    hashes = []
+    for member in entry.members:
+        with open(member.path, "rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").digest())
+    return hashlib.sha256(b"".join(sorted(hashes))).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -39,19 +39,17 @@ class SeriesProgress:
         self._all = progress.add_task("series", total=total)
         self._current = progress.add_task("", total=None, visible=False)
 
-    def start(self, entry: Series) -> Callable[[int, int], None]:
-        """Shows that a series is being read; returns what to call with (tiles done, total)."""
-        name = _shown(_short(entry.source))
-        self._progress.reset(
-            self._current, description=f"  reading {name}", total=None, visible=True
+    def start(self, source: str) -> None:
+        """Shows that a series has come to the network."""
+        description = f"  {_shown(_short(source))}"
+        self._progress.reset(self._current, description=description, total=None, visible=True)
+
+    def tiles(self, source: str, done: int, total: int) -> None:
+        """Shows how many of its tiles the network has seen."""
+        description = f"  tiles of {_shown(_short(source))}"
+        self._progress.update(
+            self._current, description=description, completed=done, total=total, visible=True
         )
-
-        def step(done: int, total: int) -> None:
-            self._progress.update(
-                self._current, description=f"  tiles of {name}", completed=done, total=total
-            )
-
-        return step
 
     def finish(self, row: ReportRow) -> None:
         """Counts one series; where there is no terminal, says so in a line."""

@@ -72,6 +72,7 @@ class Unit:
     key: str
     stamp: str
     state: str
+    owner: str | None
     alone: bool
     attempts: int
     failure: str
@@ -367,7 +368,7 @@ def _next_state(unit: Unit | None, planned: Planned, fresh: bool, again: bool, i
 
 
 _FIELDS = (
-    *("name", "source", "verdict", "reason", "warnings", "key", "stamp", "state", "alone"),
+    *("name", "source", "verdict", "reason", "warnings", "key", "stamp", "state", "owner", "alone"),
     *("attempts", "failure", "made_key", "content", "files", "row", "seconds", "entry"),
 )
 _COLUMNS = ", ".join(_FIELDS)

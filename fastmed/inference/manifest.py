@@ -13,7 +13,6 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import fastmed
-from fastmed.bundle import Bundle
 from fastmed.inference.journal import Unit
 from fastmed.inference.outcome import outcome
 from fastmed.inference.run_settings import RunSettings
@@ -103,24 +102,6 @@ def write_manifest(facts: Mapping[str, Any], units: Iterable[Unit], path: Path) 
         yield (separator + "]" if separator[-1] == "[" else "\n  ]").encode() + b"\n}\n"
 
     write_atomically(path, pieces())
-
-
-def engine_of_the_run_in(
-    output: Path, bundle: Bundle, device: str, precision: str
-) -> tuple[str, str] | None:
-    """Engine and precision of the run of this model whose results lie in a folder, if there is one.
-
-    device, precision: as they are asked for now; a run on another device, or in another precision
-    than one that is named, says nothing.
-    """
-    try:
-        facts = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-        is_same = facts["model"]["sha256"] == bundle.sha256() and facts["device"] == device
-        if not is_same or precision not in ("auto", facts["precision"]):
-            return None
-        return str(facts["engine"]), str(facts["precision"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _seen_by(spec: Spec) -> dict[str, Any]:

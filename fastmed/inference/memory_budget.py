@@ -62,9 +62,7 @@ def cost_of(entry: Series, spec: Spec) -> int:
     if spec.spacing_mm_zyx and entry.spacing_mm_zyx:
         grid = voxels * math.prod(entry.spacing_mm_zyx) / math.prod(spec.spacing_mm_zyx)
     classes = spec.num_classes if spec.task == "segmentation" else 1
-    return int(
-        voxels * (_STORED_BYTES + _LABEL_BYTES) + grid * _FLOAT_BYTES * (1 + classes)
-    )
+    return int(voxels * (_STORED_BYTES + _LABEL_BYTES) + grid * _FLOAT_BYTES * (1 + classes))
 
 
 def _available() -> int:

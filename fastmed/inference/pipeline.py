@@ -28,6 +28,7 @@ from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.run_tables import table_row
 from fastmed.inference.series_folder import SeriesFolder, is_whole
 from fastmed.readers.index import read_series
+from fastmed.readers.reread import opened
 from fastmed.readers.series import Series
 from fastmed.readers.series_json import series_from_dict
 from fastmed.volume import Volume
@@ -178,14 +179,14 @@ class Pipeline:
             return None
         self._stage(unit, "read")
         try:
-            with case.clock("read"):
-                case.content = content_sha256(entry)
+            with case.clock("read"), opened(entry) as there:
+                case.content = content_sha256(there)
                 if self._is_made(unit, case.content):
                     self._journal.done(unit.name)
                     self._let_go(case)
                     self._report({"event": "unchanged", "name": unit.name})
                     return None
-                case.volume = read_series(entry)
+                case.volume = read_series(there)
             case.image, case.grid = self._model.prepare(case.volume, clock=case.clock)
         except Exception as error:
             self._failed(case, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class RunSettings:
     bundle, output: folders, absolute. engine, device, precision, strict: as `infer` takes them.
     formats: what to write, sorted. attempts: how often a series is tried before it is set aside.
     memory_bytes: what the scans that are in hand may take together.
-    keep_memory: as `infer` takes it. says_demo: whether to say that no model was named.
+    keep_memory: as `infer` takes it.
     """
 
     bundle: str
@@ -32,14 +32,6 @@ class RunSettings:
     attempts: int
     memory_bytes: int
     keep_memory: bool
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> RunSettings:
-        plain = json.loads(text)
-        return cls(**plain | {"formats": tuple(plain["formats"])})
 
     @property
     def output_path(self) -> Path:

@@ -105,9 +105,7 @@ class SeriesFolder:
 def is_whole(folder: Path, files: dict[str, list], *, by_content: bool = False) -> bool:
     """Whether a folder holds exactly these files, of their sizes; or also of their content."""
     try:
-        there = {
-            file: (folder / file).stat().st_size for file in _names(folder)
-        }
+        there = {file: (folder / file).stat().st_size for file in _names(folder)}
         if there != {file: size for file, (_, size) in files.items()}:
             return False
         return not by_content or all(

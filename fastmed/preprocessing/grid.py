@@ -11,12 +11,7 @@ from fastmed.geometry import Geometry
 from fastmed.ops import window_resample
 from fastmed.preprocessing.lungs import lung_box
 from fastmed.spec import AXES, Spec
-from fastmed.volume import Volume
-
-NO_SPACING = (
-    "the file does not say how far its voxels are apart, and this model needs mm: put "
-    '{"spacing_mm_zyx": [z, y, x]} into a .json file of the same name beside it'
-)
+from fastmed.volume import NO_SPACING, Volume
 
 # What a spec's region leaves of a scan, as a Geometry that holds it.
 _REGIONS = {"scan": lambda volume: volume.geometry, "lungs": lung_box}

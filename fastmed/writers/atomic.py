@@ -19,6 +19,15 @@ _ADVICE = {
 }
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that there is no room left on a disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def write_atomically(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
     """Writes bytes to a temporary name beside `path`, then renames it; makes missing folders.
 
