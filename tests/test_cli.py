@@ -31,7 +31,8 @@ def infer(tiny_bundle, tmp_path, capsys):
     """Runs `fastmed infer`; returns exit status and the lines on stderr; stdout stays empty."""
 
     def infer(*arguments, model=tiny_bundle, output=tmp_path / "out", engine="torch"):
-        words = ["infer", "--model", model, "--output", output, "--engine", engine, "--input"]
+        words = ["infer", "--workers", "0", "--model", model]
+        words += ["--output", output, "--engine", engine, "--input"]
         status = main([str(word) for word in (*words, *arguments)])
         out, err = capsys.readouterr()
         assert out == ""
@@ -183,8 +184,9 @@ def test_a_disk_that_is_full_is_a_one_line_error(good, infer, tmp_path, monkeypa
     assert status == 1
     (line,) = lines
     assert "no space left on device; free some space or name another --output" in line
+    assert line.endswith("1 scan is left, with which the same command goes on")
     left = {path.name: path for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert left.keys() == {"findings.csv", "manifest.json"}
+    assert left.keys() == {"findings.csv", "manifest.json", "journal.sqlite"}
     assert json.loads(left["manifest.json"].read_text())["finished"] is None
 
 
@@ -340,13 +342,14 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from fastmed import cli
 from fastmed.inference import case
-real = case.Model.__call__
-def slow(self, volume, **options):
-    if volume.source == "b":
+real, seen = case.Model.look, []
+def slow(self, *arguments, **options):
+    seen.append(0)
+    if len(seen) == 2:
         print("ready", flush=True)
         time.sleep(60)
-    return real(self, volume, **options)
-case.Model.__call__ = slow
+    return real(self, *arguments, **options)
+case.Model.look = slow
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -358,7 +361,7 @@ def test_a_stopped_run_finishes_cleanly(tiny_bundle, tmp_path, number, status):
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         make.series(tmp_path / "in" / name, make.volume(seed=seed))
     words = ["infer", "--input", tmp_path / "in", "--output", tmp_path / "out"]
-    words += ["--model", tiny_bundle, "--engine", "torch", "--device", "cpu"]
+    words += ["--model", tiny_bundle, "--engine", "torch", "--device", "cpu", "--workers", "0"]
     run = subprocess.Popen(
         [sys.executable, "-c", SLOW, *map(str, words)],
         stdout=subprocess.PIPE,

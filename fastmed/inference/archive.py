@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from fastmed import bundle as bundles
 from fastmed.errors import FastmedError, UsageError
 from fastmed.inference.display import Display, index_table
-from fastmed.inference.journal import Journal, Planned
+from fastmed.inference.journal import DiskFull, Journal, Planned
 from fastmed.inference.manifest import run_facts, write_manifest
 from fastmed.inference.memory_budget import default_budget
 from fastmed.inference.outcome import report_row
@@ -27,6 +29,7 @@ from fastmed.inference.series_folder import is_whole
 from fastmed.inference.workers import Workers
 from fastmed.readers.index import Series, index
 from fastmed.readers.series_json import series_dict
+from fastmed.readers.walk import MANIFEST
 from fastmed.spec import Spec
 from fastmed.volume import NO_SPACING
 from fastmed.writers.report import ReportRow, write_report
@@ -104,6 +107,9 @@ def infer(
     display = Display(quiet)
     if any(target.resolve() == path.resolve() for path in inputs):
         raise UsageError(f"--output {target}: it is the input itself; name another folder")
+    for path in inputs:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
     share = _share(part)
     _check_counts(workers, attempts, hang_seconds, memory_gb)
     settings = RunSettings(
@@ -127,8 +133,9 @@ def infer(
     runner = _InWorkers if workers else _InThisProcess
     # Workers load the model while the archive is looked through.
     with runner(settings, _facts_before(target), workers, display, hang_seconds) as runs:
-        entries, chosen = _entries(inputs, target, read.spec, settings, select)
-        facts = runs.facts()
+        found = _InBackground(_entries, inputs, target, read.spec, settings, select)
+        facts = runs.facts(found.raise_what_it_met)
+        entries, chosen = found.result()
         if model is None:
             display.say(
                 f"No --model named: the DEMO bundle {read.spec.name} runs. " + read.spec.notice
@@ -138,12 +145,18 @@ def infer(
         _prepare(target)
         with Journal(target) as journal:
             _plan(journal, settings, facts, entries, chosen, fresh)
-            _write_manifest(journal, settings, facts, is_finished=False)
+            write_manifest(run_facts(facts, settings, is_finished=False), (), target / MANIFEST)
             try:
                 _follow(runs, journal, display)
-                journal.set_fact("finished", True)
-            finally:
-                _write_tables(journal, settings, facts, read.spec)
+            except BaseException as error:
+                runs.stop()
+                with contextlib.suppress(FastmedError):  # where the disk is full, for one
+                    _write_tables(journal, settings, facts, read.spec, is_finished=False)
+                if isinstance(error, DiskFull):
+                    raise DiskFull(f"{error}; {_left(journal)}") from error
+                raise
+            journal.set_fact("finished", True)
+            _write_tables(journal, settings, facts, read.spec, is_finished=True)
     done = Run(target)
     display.table(done.rows)
     display.say(f"Results are in {target}")
@@ -191,6 +204,28 @@ def _plan(
     )
 
 
+class _InBackground:
+    """A call in a thread of its own, which nobody need wait for."""
+
+    def __init__(self, function: Callable, *arguments) -> None:
+        self._future: Future = Future()
+        call = threading.Thread(target=self._call, args=(function, arguments), daemon=True)
+        call.start()
+
+    def _call(self, function: Callable, arguments: tuple) -> None:
+        try:
+            self._future.set_result(function(*arguments))
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    def raise_what_it_met(self) -> None:
+        if self._future.done():
+            self._future.result()
+
+    def result(self) -> Any:
+        return self._future.result()
+
+
 class _InThisProcess:
     """Runs the scans in this process."""
 
@@ -202,9 +237,12 @@ class _InThisProcess:
         return self
 
     def __exit__(self, *_) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         self._stopped.set()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
         from fastmed.inference.manifest import model_facts
         from fastmed.inference.run_model import load_for_run
 
@@ -290,22 +328,24 @@ def _refuse_another_run(journal: Journal, settings: RunSettings, facts: dict[str
     journal.set_fact("results", wanted)
 
 
-def _write_manifest(journal: Journal, settings: RunSettings, facts, *, is_finished: bool) -> None:
-    of_run = run_facts(facts, settings, is_finished=is_finished)
-    units = journal.listed() if is_finished else ()
-    write_manifest(of_run, units, settings.output_path / "manifest.json")
-
-
-def _write_tables(journal: Journal, settings: RunSettings, facts, spec: Spec) -> None:
+def _write_tables(
+    journal: Journal, settings: RunSettings, facts: dict[str, Any], spec: Spec, *, is_finished: bool
+) -> None:
     target, formats = settings.output_path, set(settings.formats)
+    run = run_facts(facts, settings, is_finished=is_finished)
     write_run_tables(journal.listed, formats, spec, target)
     if "report" in formats:
         # The page says at its top what the notice says.
-        run = run_facts(facts, settings, is_finished=True)
-        run.pop("notice")
+        shown = {name: fact for name, fact in run.items() if name != "notice"}
         rows = [report_row(unit, target) for unit in journal.listed()]
-        write_report(rows, run, target / "report.html")
-    _write_manifest(journal, settings, facts, is_finished=True)
+        write_report(rows, shown, target / "report.html")
+    write_manifest(run, journal.listed(), target / MANIFEST)
+
+
+def _left(journal: Journal) -> str:
+    left = journal.counts().get("waiting", 0)
+    scans = "1 scan is" if left == 1 else f"{left} scans are"
+    return f"{scans} left, with which the same command goes on"
 
 
 def _share(part: str) -> tuple[int, int] | None:

@@ -312,7 +312,7 @@ class Journal:
             rows = self._execute(f"SELECT {_COLUMNS} FROM units WHERE {where}", *values).fetchall()
         return [_unit_of(row) for row in rows]
 
-    def _set(self, name: str, **values) -> None:
+    def _set(self, name: str, /, **values) -> None:
         columns = ", ".join(f"{column} = ?" for column in values)
         self._do(f"UPDATE units SET {columns} WHERE name = ?", *values.values(), name)
 

@@ -7,6 +7,7 @@ runs beside it, so that the results are the same bytes in any order.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -232,6 +233,13 @@ class Pipeline:
         return False
 
     def _finish(self, case: _Case) -> None:
+        try:
+            self._finish_or_fail(case)
+        except BaseException as error:  # of the journal, or Ctrl-C: the run ends with it
+            self._broken = error
+            self._stopped.set()
+
+    def _finish_or_fail(self, case: _Case) -> None:
         unit = case.unit
         folder = SeriesFolder(self._output, unit.name, self._owner)
         self._stage(unit, "finish")
@@ -253,7 +261,8 @@ class Pipeline:
             folder.put_in_place()
             self._journal.done(unit.name)
         except Exception as error:
-            folder.take_back()
+            with contextlib.suppress(OSError):
+                folder.take_back()
             self._failed(case, error)
             return
         self._let_go(case)

@@ -27,6 +27,7 @@ from fastmed.inference.recovery import recover
 from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.worker import KINDS_OF_ERROR
 
+COMMAND = [sys.executable, "-P", "-m", "fastmed.inference.worker"]
 _STOP_SECONDS = 20.0  # for what is being written when a run is stopped
 _POLL_SECONDS = 0.25
 _CRASHES_IN_A_ROW = 5  # with no scan done or set aside between them
@@ -71,13 +72,19 @@ class Workers:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
         """The model's facts, as soon as the first worker has loaded it.
+
+        meanwhile: called again and again until then; what it raises ends the waiting.
 
         Raises what the worker met: UsageError, BundleError or FastmedError.
         """
         while True:
-            worker, event = self._events.get()
+            try:
+                worker, event = self._events.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                meanwhile()
+                continue
             if event is None:
                 raise FastmedError(
                     f"the process that loads the model {_how_it_ended(worker.process)}; "
@@ -143,7 +150,7 @@ class Workers:
         package_folder = str(Path(fastmed.__file__).parents[1])
         search = [package_folder, *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fastmed.inference.worker"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",

@@ -12,10 +12,10 @@ import scans as make
 
 import fastmed
 from fastmed.errors import FastmedError, SeriesError, UsageError
-from fastmed.inference import archive as archive_module
+from fastmed.inference import pipeline, series_folder
 from fastmed.readers.index import index
 
-TABLES = {"findings.csv", "manifest.json", "report.html"}
+TABLES = {"findings.csv", "manifest.json", "report.html", "journal.sqlite"}
 SCAN_FILES = {"labels.nii.gz", "findings.json", "preview.png"}
 
 
@@ -176,7 +176,8 @@ def test_only_what_was_asked_for_is_written(archive, run, formats, files):
     result = run(archive / "b", write=formats)
     (row,) = result.rows
     per_scan = {f"series/{row.name}/{file}" for file in files[0]}
-    assert files_below(result.output) == per_scan | files[1] | {"manifest.json"}
+    always = {"manifest.json", "journal.sqlite"}
+    assert files_below(result.output) == per_scan | files[1] | always
 
 
 def test_series_picks_by_name(archive, run, tmp_path):
@@ -292,7 +293,7 @@ WRITERS = ("write_labels", "write_findings_json", "write_preview")
 def test_a_scan_that_cannot_be_written_leaves_nothing_half_done(
     archive, run, monkeypatch, writer, error
 ):
-    real, calls = getattr(archive_module, writer), []
+    real, calls = getattr(series_folder, writer), []
 
     def fail_once(*arguments, **options):
         calls.append(writer)
@@ -300,8 +301,8 @@ def test_a_scan_that_cannot_be_written_leaves_nothing_half_done(
             raise error
         return real(*arguments, **options)
 
-    monkeypatch.setattr(archive_module, writer, fail_once)
-    result = run([archive / "a", archive / "b"])
+    monkeypatch.setattr(series_folder, writer, fail_once)
+    result = run([archive / "a", archive / "b"], attempts=1)
     done = [row for row in result.rows if row.verdict == "done"]
     (failed,) = [row for row in result.rows if row.verdict == "failed"]
     assert str(error) in failed.reason
@@ -315,27 +316,27 @@ def test_a_failed_rerun_keeps_the_finished_scan(archive, run, monkeypatch):
     (row,) = first.rows
     before = (first.output / "series" / row.name / "labels.nii.gz").read_bytes()
 
-    def fail(source, target):
+    def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archive_module, "write_preview", fail)
-    again = run(archive / "b")
-    assert verdicts(again) == {"b": "failed"}
+    monkeypatch.setattr(series_folder, "write_preview", fail)
+    with pytest.raises(FastmedError, match="No space left on device; 1 scan is left"):
+        run(archive / "b", fresh=True)
     assert (first.output / "series" / row.name / "labels.nii.gz").read_bytes() == before
 
 
 def test_a_rename_that_fails_brings_the_old_scan_back(archive, run, monkeypatch):
     first = run(archive / "b")
     (row,) = first.rows
-    real = archive_module.os.replace
+    real = series_folder.os.replace
 
     def fail_in(source, target):
         if str(source).endswith(".partial"):
             raise OSError(errno.EIO, "Input/output error")
         real(source, target)
 
-    monkeypatch.setattr(archive_module.os, "replace", fail_in)
-    assert verdicts(run(archive / "b")) == {"b": "failed"}
+    monkeypatch.setattr(series_folder.os, "replace", fail_in)
+    assert verdicts(run(archive / "b", fresh=True)) == {"b": "failed"}
     assert {p.name for p in (first.output / "series" / row.name).iterdir()} == SCAN_FILES
     assert [p.name for p in (first.output / "series").iterdir()] == [row.name]
 
@@ -360,15 +361,15 @@ def test_an_output_that_cannot_be_written_stops_before_the_first_scan(archive, r
 
 
 def test_an_unknown_error_in_one_scan_stops_no_other(archive, run, monkeypatch):
-    real = archive_module.read_series
+    real = pipeline.read_series
 
     def fail_on_a(entry):
         if entry.source == "a":
             raise ZeroDivisionError("a bug")
         return real(entry)
 
-    monkeypatch.setattr(archive_module, "read_series", fail_on_a)
-    result = run(archive)
+    monkeypatch.setattr(pipeline, "read_series", fail_on_a)
+    result = run(archive, attempts=1)
     assert verdicts(result)["a"] == "failed"
     assert verdicts(result)["b"] == "done"
     (row,) = [row for row in result.rows if row.source == "a"]
@@ -376,7 +377,7 @@ def test_an_unknown_error_in_one_scan_stops_no_other(archive, run, monkeypatch):
 
 
 def test_ctrl_c_keeps_finished_scans_and_names_the_others(archive, run, monkeypatch, tmp_path):
-    real, written = archive_module.write_preview, []
+    real, written = series_folder.write_preview, []
 
     def interrupted(volume, findings, path, **options):
         if written:
@@ -384,7 +385,7 @@ def test_ctrl_c_keeps_finished_scans_and_names_the_others(archive, run, monkeypa
         written.append(path)
         real(volume, findings, path, **options)
 
-    monkeypatch.setattr(archive_module, "write_preview", interrupted)
+    monkeypatch.setattr(series_folder, "write_preview", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(archive)
     output = tmp_path / "out"
@@ -423,10 +424,10 @@ def test_names_that_are_no_text_are_shown_and_written(archive, run, tmp_path, ca
 
 
 def test_an_error_of_the_model_names_the_scan(archive, run, monkeypatch):
-    def not_finite(self, volume, **options):
+    def not_finite(self, *_, **__):
         raise SeriesError("the network returned logits that are not finite")
 
-    monkeypatch.setattr("fastmed.inference.case.Model.see", not_finite)
+    monkeypatch.setattr("fastmed.inference.case.Model.look", not_finite)
     result = run(archive / "b")
     assert verdicts(result) == {"b": "failed"}
     assert "not finite" in result.rows[0].reason

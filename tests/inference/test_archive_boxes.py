@@ -15,7 +15,7 @@ import fastmed
 from fastmed import bundle
 from fastmed.errors import UsageError
 from fastmed.findings import Box, Findings
-from fastmed.inference import archive
+from fastmed.inference import archive, run_model
 from fastmed.spec import Detection, Label, Spec
 
 NODULES = Spec(
@@ -82,10 +82,16 @@ def run(tmp_path, monkeypatch):
             def __init__(self):
                 self.spec, self.bundle = spec, bundle.read(tmp_path / "bundle")
 
-            def __call__(self, volume, *, clock, progress):
+            def prepare(self, volume, *, clock):
+                return None, None
+
+            def look(self, image, grid, **_):
+                return None
+
+            def decode(self, said, grid, volume, *, clock):
                 return found_in(volume, spec)
 
-        monkeypatch.setattr(archive, "load", lambda *_, **__: Model())
+        monkeypatch.setattr(run_model, "load", lambda *_, **__: Model())
         settings = {"model": tmp_path / "bundle", "quiet": True} | options
         return fastmed.infer(input, tmp_path / "out", **settings)
 
@@ -102,7 +108,7 @@ def test_by_default_a_detection_writes_figures_and_pictures(run, tmp_path):
     (row,) = result.rows
     assert files_below(result.output) == {
         f"series/{row.name}/findings.json", f"series/{row.name}/preview.png",
-        "findings.csv", "report.html", "manifest.json",
+        "findings.csv", "report.html", "manifest.json", "journal.sqlite",
     }  # fmt: skip
 
 
@@ -158,11 +164,11 @@ def test_the_same_scan_gives_the_same_bytes(run, tmp_path):
     make.series(tmp_path / "in")
 
     def contents(output):
-        names = files_below(output) - {"manifest.json", "report.html"}
+        names = files_below(output) - {"manifest.json", "report.html", "journal.sqlite"}
         return {name: (output / name).read_bytes() for name in names}
 
     before = contents(run(tmp_path / "in", write=archive.FORMATS).output)
-    assert contents(run(tmp_path / "in", write=archive.FORMATS).output) == before
+    assert contents(run(tmp_path / "in", write=archive.FORMATS, fresh=True).output) == before
 
 
 def test_the_terminal_sums_up_the_findings(run, tmp_path, capsys):

@@ -8,8 +8,9 @@ import scans as make
 
 import fastmed
 from fastmed.errors import UsageError
-from fastmed.inference import archive
+from fastmed.inference import pipeline, run_model
 from fastmed.inference.engines import kinds
+from fastmed.inference.journal import Journal
 
 pytest.importorskip("onnxruntime")
 
@@ -48,10 +49,10 @@ def test_another_model_or_precision_is_another_choice(run, tmp_path):
     text = (run.model / "bundle.toml").read_text()
     (run.model / "bundle.toml").write_text(text + "\n# changed")
     assert "as the run before" not in run()["engine_choice"]
-    facts = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    (tmp_path / "out" / "manifest.json").write_text(json.dumps(facts | {"precision": "bf16"}))
+    with Journal(tmp_path / "out") as journal:
+        journal.set_fact("model", journal.fact("model") | {"precision": "bf16"})
     assert "as the run before" not in run()["engine_choice"]
-    (tmp_path / "out" / "manifest.json").write_text("{")
+    (tmp_path / "out" / "journal.sqlite").unlink()
     assert "as the run before" not in run()["engine_choice"]
 
 
@@ -60,7 +61,7 @@ def test_an_engine_that_a_certificate_has_refused_since_is_not_kept(run, monkeyp
 
     run(engine="ort")
     refused = Verdicts(refused={("ort", "fp32"): "labels differ"})
-    monkeypatch.setattr(archive, "verdicts", lambda *_: refused)
+    monkeypatch.setattr(run_model, "verdicts", lambda *_: refused)
     assert "as the run before" not in run()["engine_choice"]
 
 
@@ -75,13 +76,13 @@ def test_an_engine_that_has_gone_since_is_an_error(run, tmp_path, monkeypatch):
 def test_the_choice_is_there_before_the_first_scan(run, tmp_path, monkeypatch):
     seen = []
 
-    def look(*_):
+    def look(*_, **__):
         seen.append(json.loads((tmp_path / "out" / "manifest.json").read_text()))
         raise MemoryError("short")
 
-    monkeypatch.setattr(archive, "_run_one", look)
+    monkeypatch.setattr(pipeline, "read_series", look)
     last = run(engine="torch")
-    (first,) = seen
+    first = seen[0]
     assert (first["engine"], first["finished"], first["series"]) == ("torch", None, [])
     assert last["finished"]
     assert [row["verdict"] for row in last["series"]] == ["failed"]

@@ -105,7 +105,7 @@ def test_a_folder_of_images_gets_label_pictures_of_the_labels_grey_values(run, i
     }  # fmt: skip
     per_image = {"labels.png", "findings.json", "preview.png"}
     expected = {f"series/{name}/{f}" for name in ("one.png", "two.tif") for f in per_image}
-    tables = {"findings.csv", "report.html", "manifest.json"}
+    tables = {"findings.csv", "report.html", "manifest.json", "journal.sqlite"}
     assert files_below(result.output) == expected | tables
     with Image.open(result.output / "series" / "one.png" / "labels.png") as picture:
         assert picture.mode == "L"
