@@ -43,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def infer(arguments: argparse.Namespace) -> int:
+    if arguments.verify:
+        from fastmed.inference.verify import verify
+
+        return verify(arguments.verify, quiet=arguments.quiet).exit_status
+    if not arguments.input:
+        raise UsageError("infer: --input PATH is missing: name folders or files")
     return fastmed.infer(
         arguments.input,
         arguments.output,
@@ -177,9 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _add(commands, infer, "run a model over every CT scan or grey image below a folder")
-    command.add_argument(
-        "--input", type=Path, nargs="+", required=True, metavar="PATH", help="folders or files"
-    )
+    command.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="folders or files")
     command.add_argument(
         "--output", type=Path, metavar="DIR", help="default: ./fastmed-results/<input's name>"
     )
@@ -243,6 +247,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what the scans in hand may take together (default: half of what is free)",
     )
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    command.add_argument(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="compare the results, the bundle and the inputs of a run with its hashes, and stop",
+    )
     command.add_argument("--quiet", action="store_true", help="print errors only")
 
     command = _add(commands, index, "list every series below a folder with a verdict on each")

@@ -115,6 +115,23 @@ def is_whole(folder: Path, files: dict[str, list], *, by_content: bool = False) 
         return not files
 
 
+def differences(folder: Path, sha256: dict[str, str]) -> list[str]:
+    """How a folder differs from the hashes of its files: a file and what is wrong with it."""
+    try:
+        there = set(_names(folder))
+    except OSError:
+        there = set()
+    return [
+        *(f"{name}: is missing" for name in sorted(sha256.keys() - there)),
+        *(f"{name}: was not written by the run" for name in sorted(there - sha256.keys())),
+        *(
+            f"{name}: has changed since"
+            for name in sorted(sha256.keys() & there)
+            if _sha256(folder / name) != sha256[name]
+        ),
+    ]
+
+
 def clean_up(output: Path, is_alive) -> None:
     """Removes what killed processes left below a run's folder; the living keep theirs.
 

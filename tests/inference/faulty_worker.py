@@ -1,0 +1,47 @@
+"""A worker in which one series brings the process down, or hangs; it is told which on its command
+line: the fault, the stage, and the name of the scan's folder."""
+
+import os
+import signal
+import sys
+import time
+
+from fastmed.inference import pipeline, series_folder, worker
+from fastmed.inference.case import Model
+
+FAULT, STAGE, SOURCE = sys.argv[1:4]
+
+
+def bring_down():
+    if FAULT == "hang":
+        time.sleep(600)
+    os.kill(os.getpid(), getattr(signal, FAULT))
+    time.sleep(60)
+
+
+def faulty(real, source_of):
+    def call(*arguments, **options):
+        if source_of(*arguments) == SOURCE:
+            bring_down()
+        return real(*arguments, **options)
+
+    return call
+
+
+if STAGE == "read":
+    pipeline.read_series = faulty(pipeline.read_series, lambda entry: entry.source)
+elif STAGE == "finish":
+    real = series_folder.write_preview
+    series_folder.write_preview = faulty(real, lambda volume, *_: volume.source)
+else:
+    grids = {}
+    prepare, look = Model.prepare, Model.look
+
+    def prepared(self, volume, **options):
+        image, grid = prepare(self, volume, **options)
+        grids[id(grid)] = volume.source
+        return image, grid
+
+    Model.prepare = prepared
+    Model.look = faulty(look, lambda self, image, grid, *_: grids[id(grid)])
+sys.exit(worker.main())

@@ -1,0 +1,236 @@
+"""A run goes on where it was stopped: nothing lost, nothing done twice, only what changed anew."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+import scans as make
+
+import fastmed
+from fastmed.errors import FastmedError, UsageError
+from fastmed.inference import pipeline
+from fastmed.inference.journal import Journal
+from fastmed.inference.owners import Owner
+
+
+@pytest.fixture
+def scans(tmp_path):
+    for number in range(3):
+        make.series(tmp_path / "in" / f"s{number}", make.volume(seed=number))
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def run(tiny_bundle, scans, tmp_path, monkeypatch):
+    """Runs the tiny bundle; `run.read` lists the scans that were read for it."""
+    real = pipeline.read_series
+
+    def run(output="out", input=scans, **options):
+        run.read = []
+        settings = {"model": tiny_bundle, "engine": "torch", "device": "cpu", "quiet": True}
+        return fastmed.infer(input, tmp_path / output, **(settings | options))
+
+    def reading(entry):
+        run.read.append(entry.source)
+        return real(entry)
+
+    monkeypatch.setattr(pipeline, "read_series", reading)
+    return run
+
+
+def written(output):
+    """Each result file with what tells whether it was written again."""
+    return {
+        str(path): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in (output / "series").rglob("*")
+    }
+
+
+def verdicts(done):
+    return {row.source: row.verdict for row in done.rows}
+
+
+ALL = {"s0": "done", "s1": "done", "s2": "done"}
+
+
+def test_a_second_run_does_nothing_again_and_tells_the_same(run):
+    first = run()
+    before, table = written(first.output), (first.output / "findings.csv").read_bytes()
+    again = run()
+    assert (run.read, verdicts(again)) == ([], ALL)
+    assert written(again.output) == before
+    assert (again.output / "findings.csv").read_bytes() == table
+
+
+def test_a_changed_scan_alone_is_done_again(run, scans):
+    run()
+    shutil.rmtree(scans / "s1")
+    make.series(scans / "s1", make.volume(seed=1, intercept=-1000.0))
+    assert verdicts(run()) == ALL
+    assert run.read == ["s1"]
+
+
+def test_a_file_that_was_only_touched_is_compared_and_not_done_again(run, scans):
+    before = written(run().output)
+    for path in (scans / "s1").iterdir():
+        os.utime(path, (1e9, 1e9))
+    after = run()
+    assert (run.read, verdicts(after)) == ([], ALL)
+    assert written(after.output) == before
+
+
+def test_other_settings_do_it_all_again_and_tables_alone_do_not(run, scans):
+    run(write=["nifti", "json", "csv"])
+    done = run(write=["nifti", "json"])
+    assert run.read == []
+    assert sorted(p.name for p in (done.output / "series").iterdir()) == sorted(
+        row.name for row in done.rows
+    )
+    run(write=["nifti", "json", "png"])
+    assert sorted(run.read) == ["s0", "s1", "s2"]
+
+
+def test_lenient_does_only_what_strict_refused(run, scans):
+    for path in make.series(scans / "gap", make.volume(seed=9))[4:6]:
+        path.unlink()
+    assert verdicts(run()) == ALL | {"gap": "refused"}
+    assert verdicts(run(strict=False)) == ALL | {"gap": "done"}
+    assert run.read == ["gap"]
+
+
+def test_a_result_that_was_removed_or_changed_is_made_again(run):
+    done = run()
+    one, two, _ = sorted((done.output / "series").iterdir())
+    shutil.rmtree(one)
+    (two / "findings.json").write_text("{}")
+    again = run()
+    assert len(run.read) == 2
+    assert json.loads((two / "findings.json").read_text())["series"] == two.name
+    assert verdicts(again) == ALL
+
+
+def test_fresh_keeps_each_result_until_the_new_one_is_there(run, monkeypatch):
+    done = run()
+    before = written(done.output)
+
+    def fail(*_):
+        raise FastmedError("no more")
+
+    monkeypatch.setattr(pipeline, "read_series", fail)
+    assert set(verdicts(run(fresh=True)).values()) == {"failed"}
+    assert written(done.output) == before
+
+
+def test_a_failing_scan_is_tried_as_often_as_stated_then_set_aside(run, monkeypatch):
+    real, tries = pipeline.read_series, []
+
+    def fail(entry):
+        if entry.source == "s1":
+            tries.append(entry.source)
+            if len(tries) < times:
+                raise OSError(5, "Input/output error")
+        return real(entry)
+
+    monkeypatch.setattr(pipeline, "read_series", fail)
+    times = 3
+    assert verdicts(run(attempts=3)) == ALL
+    assert len(tries) == 3
+    tries, times = [], 9
+    done = run("other", attempts=2)
+    assert verdicts(done) == ALL | {"s1": "failed"}
+    (row,) = [row for row in done.rows if row.verdict == "failed"]
+    assert row.reason.endswith("(tried 2 times)")
+    assert len(tries) == 2
+
+
+def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(run, monkeypatch):
+    from fastmed.inference import series_folder
+
+    real, calls = series_folder.write_labels, []
+
+    def full(*arguments):
+        calls.append(0)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(series_folder, "write_labels", full)
+    with pytest.raises(FastmedError, match=r"2 scans are left, with which the same command goes"):
+        run()
+    assert len(calls) == 2
+    done = run()
+    assert len(run.read) == 2
+    assert verdicts(done) == ALL
+    with Journal(done.output) as journal:
+        assert {unit.attempts for unit in journal.listed()} == {0}
+
+
+def test_shares_are_disjoint_and_together_all(run):
+    whole = run("whole")
+    shares = [run(f"part{k}", part=f"{k}/3") for k in (1, 2, 3)]
+    names = [row.name for share in shares for row in share.rows]
+    assert sorted(names) == sorted(row.name for row in whole.rows)
+    for share in shares:
+        for row in share.rows:
+            for path in (share.output / "series" / row.name).iterdir():
+                same = whole.output / "series" / row.name / path.name
+                assert path.read_bytes() == same.read_bytes()
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "1/0", "a/b", "-1/2"])
+def test_a_share_that_is_none_is_a_wrong_usage(run, part):
+    with pytest.raises(UsageError, match=f"--part {part}: expected i/n"):
+        run(part=part)
+
+
+def test_what_the_dead_had_in_hand_is_taken_over(run, tmp_path):
+    done = run()
+    with Journal(done.output) as journal:
+        names = [unit.name for unit in journal.listed()]
+        journal._set(names[0], state="running", owner="0123456789ab")
+        journal._set(names[1], state="written", owner="0123456789ab")
+        journal._set(names[2], state="written", owner="0123456789ab")
+    series = done.output / "series"
+    os.rename(series / names[1], series / f".{names[1]}.0123456789ab.partial")
+    os.rename(series / names[0], series / f".{names[0]}.0123456789ab.partial")
+    (series / names[2] / "findings.json").unlink()
+    assert verdicts(run()) == ALL
+    assert sorted(run.read) == ["s0", "s2"]
+    assert sorted(p.name for p in series.iterdir()) == sorted(names)
+
+
+def test_what_the_living_have_in_hand_is_left_to_them(run):
+    done = run()
+    with Journal(done.output) as journal, Owner(done.output) as other:
+        (first, *_) = [unit.name for unit in journal.listed()]
+        journal._set(first, state="running", owner=other.token)
+        with pytest.raises(UsageError, match="another process is at work there"):
+            run(engine="ort")
+
+
+def test_a_journal_that_is_damaged_is_a_clear_error(run):
+    done = run()
+    (done.output / "journal.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(FastmedError, match=r"journal.sqlite: damaged .*remove it"):
+        run()
+    (done.output / "journal.sqlite").unlink()
+    assert verdicts(run()) == ALL
+
+
+def test_an_owner_lives_as_long_as_its_process(tmp_path):
+    from fastmed.inference.owners import is_alive
+
+    with Owner(tmp_path) as owner:
+        assert is_alive(tmp_path, owner.token)
+    assert not is_alive(tmp_path, owner.token)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_time_of_a_result_stands_in_the_journal(run):
+    before = time.time()
+    done = run()
+    with Journal(done.output) as journal:
+        times = journal._column("SELECT finished FROM units")
+    assert all(before <= at <= time.time() for at in times)

@@ -1,0 +1,98 @@
+"""Scans in processes of their own: who crashes or hangs costs itself, and no one else."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import scans as make
+
+import fastmed
+from fastmed.errors import UsageError
+from fastmed.inference import workers as workers_module
+from fastmed.inference.journal import Journal
+
+FAULTY = Path(__file__).with_name("faulty_worker.py")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("archive")
+    for number in range(5):
+        make.series(folder / f"s{number}", make.volume(seed=number))
+    return folder
+
+
+@pytest.fixture
+def run(tiny_bundle, archive, tmp_path):
+    def run(output="out", **options):
+        settings = {"model": tiny_bundle, "engine": "torch", "device": "cpu", "quiet": True}
+        return fastmed.infer(archive, tmp_path / output, **(settings | options))
+
+    return run
+
+
+def results(output):
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in output.rglob("*")
+        if path.is_file() and (path.name == "findings.csv" or "series" in path.parts)
+    }
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage", "words"),
+    [
+        ("SIGSEGV", "read", "its process was ended by SIGSEGV (while it was read)"),
+        ("SIGABRT", "network", "its process was ended by SIGABRT (while the network saw it)"),
+        ("SIGKILL", "finish", "its process was ended by SIGKILL (while its results were made)"),
+        ("hang", "network", "nothing moved for 3 s (while the network saw it)"),
+    ],
+)
+def test_a_scan_that_brings_its_process_down_costs_only_itself(
+    run, monkeypatch, fault, stage, words
+):
+    command = [sys.executable, str(FAULTY), fault, stage, "s2"]
+    monkeypatch.setattr(workers_module, "COMMAND", command)
+    faulty = run("faulty", workers=1, attempts=1, hang_seconds=3)
+    assert {row.source: row.verdict for row in faulty.rows} == {
+        "s0": "done", "s1": "done", "s2": "failed", "s3": "done", "s4": "done",
+    }  # fmt: skip
+    (failed,) = [row for row in faulty.rows if row.verdict == "failed"]
+    assert failed.reason == words
+    assert not list(faulty.output.rglob(".*"))
+    monkeypatch.undo()
+    whole = results(run("whole").output)
+    name = failed.name
+    assert results(faulty.output).keys() == {file for file in whole if name not in file}
+    again = run("faulty", workers=1)
+    assert again.exit_status == 0
+    assert results(again.output) == whole
+
+
+def test_two_workers_write_the_same_bytes_as_none(run):
+    assert results(run("two", workers=2).output) == results(run("none").output)
+
+
+def test_a_wrong_engine_is_an_error_of_the_caller(run, tmp_path):
+    with pytest.raises(UsageError, match="--engine tpu: expected one of auto"):
+        run(engine="tpu", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_that_dies_while_it_loads_is_named(run, monkeypatch):
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    monkeypatch.setattr(workers_module, "COMMAND", [sys.executable, "-c", program])
+    with pytest.raises(
+        fastmed.errors.FastmedError, match="that loads the model was ended by SIGSEGV"
+    ):
+        run(workers=1)
+
+
+def test_times_and_attempts_stand_in_journal_and_manifest_alone(run):
+    done = run(workers=1)
+    facts = json.loads((done.output / "manifest.json").read_text())
+    assert all(series["seconds"]["network"] > 0 for series in facts["series"])
+    with Journal(done.output) as journal:
+        assert {unit.state for unit in journal.listed()} == {"done"}
+        assert not journal.owners()
