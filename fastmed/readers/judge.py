@@ -26,7 +26,7 @@ _IMAGES = (".mha", ".mhd", ".nrrd", ".nhdr")
 _PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 _ARRAYS = (".npy",)
 _DICOM = (".dcm", ".dicom", ".ima")
-_NAMED = 4  # files that a reason lists by name
+NAMED = 4  # files that a reason lists by name
 _BATCH = 256  # files whose headers are read in one go
 
 
@@ -53,22 +53,23 @@ def judge(founds: Iterable[Found], *, strict: bool = True, modality: str = "ct")
     Raises UsageError where the modality is unknown.
     """
     check_modality(modality)
-    entries: list[Series] = []
+    entries: list[tuple[tuple, Series]] = []
     others: list[Found] = []
     groups: dict[tuple, list[Fact]] = defaultdict(list)
     for fact in facts_of(founds, modality):
         if fact.sort == DICOM:
             groups[group_of(fact)].append(fact)
         elif entry := entry_of(fact, strict, modality):
-            entries.append(entry)
+            entries.append((first_of([fact]), entry))
         else:
             others.append(fact.found)
-    for group in sorted(groups.values(), key=first_of):
-        entries += entries_of(group, strict)
+    for group in groups.values():
+        entries += ((first_of(group), entry) for entry in entries_of(group, strict))
     if others:
         others.sort(key=lambda found: (found.relative, found.place))
-        entries.append(not_images(others[:_NAMED], len(others), modality))
-    return with_unique_names(sorted(entries, key=lambda e: (e.source, e.kind, e.name)))
+        entries.append((("", ""), not_images(others[:NAMED], len(others), modality)))
+    entries.sort(key=lambda e: (e[1].source, e[1].kind, e[1].name, e[0]))
+    return with_unique_names([entry for _, entry in entries])
 
 
 def check_modality(modality: str) -> None:
@@ -106,7 +107,7 @@ def group_of(fact: Fact) -> tuple[str, ...]:
 
 
 def first_of(group: list[Fact]) -> tuple[str, str]:
-    """By which groups are put in order: the first of their files."""
+    """By which groups that are named alike are put in order: the first of their files."""
     return min((fact.found.relative, fact.found.place) for fact in group)
 
 
@@ -216,6 +217,11 @@ def _judge(lower: str, modality: str):
         if lower.endswith(suffixes):
             return judge
     return None
+
+
+def has_companion(relative: str) -> bool:
+    """Whether another file beside this one may say what is in it."""
+    return relative.lower().endswith((*_IMAGES, *_ARRAYS))
 
 
 def _is_apple_double(relative: str) -> bool:
