@@ -35,7 +35,7 @@ class Fact:
     """What one file is, found by looking at it alone.
 
     sort: DICOM (with its header), FILE (an image that is judged by itself), DAMAGED (with the
-        reason) or OTHER.
+        reason, and a condition of `series.CONDITIONS`) or OTHER.
     passing: whether the next look may find something else though the file is the same, as after
         an error of the disk.
     """
@@ -44,6 +44,7 @@ class Fact:
     sort: str
     header: Header | None = None
     reason: str = ""
+    condition: str = "damaged"
     passing: bool = False
 
 
@@ -121,7 +122,8 @@ def entries_of(group: list[Fact], strict: bool) -> list[Series]:
     except OSError as error:
         first = min(founds.values(), key=lambda found: (found.relative, found.place))
         reason = error.strerror or str(error)
-        return [replace(_damaged(first, reason), files=len(group), members=tuple(founds.values()))]
+        entry = _damaged(first, reason, "damaged")
+        return [replace(entry, files=len(group), members=tuple(founds.values()))]
     return [
         replace(entry, members=tuple(founds[member.path] for member in entry.members))
         for entry in entries
@@ -131,7 +133,7 @@ def entries_of(group: list[Fact], strict: bool) -> list[Series]:
 def entry_of(fact: Fact, strict: bool, modality: str) -> Series | None:
     """Judges a file that stands for itself; None where it is no scan."""
     if fact.sort == DAMAGED:
-        return _damaged(fact.found, fact.reason)
+        return _damaged(fact.found, fact.reason, fact.condition)
     judged = _judge(fact.found.relative.lower(), modality) if fact.sort == FILE else None
     entry = judged(fact.found, strict, modality) if judged else None
     return entry and replace(entry, members=(fact.found,))
@@ -150,6 +152,7 @@ def not_images(first: list[Found], count: int, modality: str) -> Series:
         verdict="skipped",
         reason=f"{what}: {listed}",
         files=count,
+        conditions=("not dicom",) if modality == "ct" else (),
     )
 
 
@@ -173,10 +176,22 @@ def _fact(found: Found, header: Header | Exception | None) -> Fact:
         return Fact(found, DAMAGED, reason=str(header))
     if header is not None:
         return Fact(found, DICOM, header)
+    if envelope := _envelope(found):
+        reason = f"it is encrypted ({envelope}); have whoever holds the key decrypt it"
+        return Fact(found, DAMAGED, reason=reason, condition="encrypted")
     if found.relative.lower().endswith(_DICOM) and not _is_apple_double(found.relative):
         reason = "named as a DICOM file, but it holds no DICOM; copy it again"
-        return Fact(found, DAMAGED, reason=reason)
+        return Fact(found, DAMAGED, reason=reason, condition="not dicom")
     return Fact(found, OTHER)
+
+
+def _envelope(found: Found) -> str:
+    from fastmed.readers.dicom_encryption import envelope_of
+
+    try:
+        return envelope_of(found.path)
+    except OSError:
+        return ""
 
 
 def _nifti(found: Found, strict: bool, modality: str) -> Series:
@@ -239,12 +254,13 @@ def _was_an_image(lower: str, modality: str) -> bool:
     return modality == "ct" and is_dicom
 
 
-def _damaged(found: Found, reason: str) -> Series:
+def _damaged(found: Found, reason: str, condition: str) -> Series:
     return Series(
         name=name_from_path(found.relative),
         source=found.relative,
         kind="damaged",
         verdict="failed",
         reason=reason,
+        conditions=(condition,),
         members=(found,),
     )

@@ -18,7 +18,7 @@ KINDS = (
     "localizer",
     "dose report",
     "screen capture",
-    "enhanced ct",
+    "derived",
     "other modality",
     "not in hu",
     "not an image",
