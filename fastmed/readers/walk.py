@@ -23,6 +23,7 @@ class Found:
     problem: why it cannot be looked at (a broken link, a forbidden folder); "" else.
     mtime_ns, inode: by which, and its size, a changed file is told from an unchanged one.
     member: its name inside the packed archive at `path`; "" for a file that lies there itself.
+    condition: which of `series.CONDITIONS` the problem is; "" where it is damage or there is none.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Found:
     mtime_ns: int = 0
     inode: int = 0
     member: str = ""
+    condition: str = ""
 
     @property
     def place(self) -> str:

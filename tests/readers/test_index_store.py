@@ -250,6 +250,19 @@ def test_stores_that_nobody_used_for_long_are_removed(tmp_path, cache):
     assert not old.exists()
 
 
+def test_a_change_that_is_undone_while_no_index_ended_loses_nothing(tmp_path, monkeypatch):
+    files = make.series(tmp_path)
+    expected, _ = kept(tmp_path)
+    before = files[0].stat()
+    os.utime(files[0], ns=(1, 1))
+    monkeypatch.setattr("fastmed.readers.index_stream._Stream._forget_the_gone", None)
+    with pytest.raises(TypeError):
+        kept(tmp_path)
+    monkeypatch.undo()
+    os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert dicts(kept(tmp_path)[0]) == dicts(expected)
+
+
 KILLED = """
 import sys
 from fastmed.readers import index_stream
