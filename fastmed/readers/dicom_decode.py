@@ -78,7 +78,7 @@ class Decoder:
     def decode(self, header: Header, target: np.ndarray) -> None:
         """Decodes one slice into `target` [H, W]. Raises SeriesError that names the file."""
         try:
-            pixels = self._by_worker(header.path) if self._workers else decoded(header.path)
+            pixels = (self._by_worker if self._workers else decoded)(header.path, header.frame)
         except RuntimeError as error:
             reason = one_line(error, header.path, header.relative)
             name = _name(header.transfer_syntax)
@@ -89,10 +89,10 @@ class Decoder:
             )
         target[...] = pixels
 
-    def _by_worker(self, path: str) -> np.ndarray:
+    def _by_worker(self, path: str, frame: int) -> np.ndarray:
         worker = self._idle.get()
         try:
-            worker.stdin.write(json.dumps(path).encode() + b"\n")
+            worker.stdin.write(json.dumps([path, frame]).encode() + b"\n")
             worker.stdin.flush()
             answer = json.loads(worker.stdout.readline() or '{"error": "its decoder crashed"}')
             if "error" in answer:

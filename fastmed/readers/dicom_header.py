@@ -39,6 +39,8 @@ _ATTRIBUTES = {
     "intercept": 0x00281052,
     "slope": 0x00281053,
     "rescale_type": 0x00281054,
+    "slice_thickness": 0x00180050,
+    "reconstruction_diameter": 0x00181100,
 }
 _TAGS = [*_ATTRIBUTES.values()]
 _PIXEL_DATA = 0x7FE00010
@@ -65,6 +67,8 @@ class Header:
     pixel_offset: first byte of native pixels, None for compressed ones.
     has_pixels: whether the file goes on after its header with pixel data.
     cut_short: whether compressed pixels lack their end.
+    frame: which image of a multi-frame file this is, from 0; position and the like are its own.
+    stack: of which of the stacks or points in time that a multi-frame file declares; "" if none.
     """
 
     path: str
@@ -99,6 +103,10 @@ class Header:
     has_pixels: bool
     cut_short: bool
     pixel_offset: int | None
+    slice_thickness: float | None = None
+    reconstruction_diameter: float | None = None
+    frame: int = 0
+    stack: str = ""
 
     @property
     def pixel_bytes(self) -> int:
@@ -243,6 +251,8 @@ def _header(path, relative, file_bytes, dataset, tail: _Tail) -> Header:
         has_pixels=has_pixels,
         cut_short=False,
         pixel_offset=offset,
+        slice_thickness=first_decimal("slice_thickness"),
+        reconstruction_diameter=first_decimal("reconstruction_diameter"),
     )
 
 

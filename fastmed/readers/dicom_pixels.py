@@ -68,7 +68,7 @@ def read_dicom(series: Series) -> Volume:
         name=series.name,
         source=series.source,
         slices=tuple(
-            SourceSlice(header.sop_instance_uid, z)
+            SourceSlice(header.sop_instance_uid, z, header.frame + 1 if header.frames > 1 else 0)
             for header, z in zip(headers, stored.z_index, strict=True)
         ),
         warnings=tuple(warnings),

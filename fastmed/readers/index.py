@@ -7,13 +7,16 @@ for series in fastmed.index("scans/"):
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 from fastmed.errors import SeriesError
-from fastmed.readers.judge import judge
+from fastmed.readers.index_store import IndexStore, temporary_store
+from fastmed.readers.index_stream import stream
+from fastmed.readers.judge import check_modality, judge
 from fastmed.readers.reread import opened
 from fastmed.readers.series import Series
-from fastmed.readers.walk import walk
+from fastmed.readers.walk import listings, walk
 from fastmed.volume import Volume
 
 _WANTED = {"ct": "CT", "grey": "grey image"}
@@ -42,6 +45,27 @@ def index(
     Raises UsageError where a path does not exist or a modality is unknown.
     """
     return judge(walk(paths, exclude), strict=strict, modality=modality)
+
+
+def iter_index(
+    paths: str | os.PathLike | Iterable[str | os.PathLike],
+    *,
+    strict: bool = True,
+    exclude: str | os.PathLike | Iterable[str | os.PathLike] = (),
+    modality: str = "ct",
+    store: IndexStore | None = None,
+) -> Iterator[Series]:
+    """Yields the entries of `index`, in its order, in memory that the archive's size leaves alone.
+
+    Their files are read again when they are opened: `read_series` refuses what has changed since.
+
+    store: of `open_store`; what it knows is not read again, and its counts say what was. None: all
+        is read, and nothing kept.
+    """
+    check_modality(modality)
+    with nullcontext(store) if store else temporary_store() as store:
+        folders = listings(paths, exclude)
+        yield from stream(folders, store, strict=strict, modality=modality)
 
 
 def read(path: str | os.PathLike, *, strict: bool = True, modality: str = "ct") -> list[Volume]:

@@ -18,13 +18,14 @@ KINDS = (
     "localizer",
     "dose report",
     "screen capture",
-    "enhanced ct",
+    "derived",
     "other modality",
     "not in hu",
     "not an image",
     "damaged",
 )
 VERDICTS = ("ok", "refused", "skipped", "failed")
+RANK = {"ok": 0, "refused": 1, "failed": 2, "skipped": 3}  # who of several keeps its plain name
 CONDITIONS = (
     "uniform",
     "tilted",
@@ -127,8 +128,7 @@ def with_unique_names(entries: list[Series]) -> list[Series]:
     """Appends -2, -3, ... to names that are taken; what can be read keeps the plain name."""
     names: dict[int, str] = {}
     taken: set[str] = set()
-    rank = {"ok": 0, "refused": 1, "failed": 2, "skipped": 3}
-    for k in sorted(range(len(entries)), key=lambda k: rank[entries[k].verdict]):
+    for k in sorted(range(len(entries)), key=lambda k: RANK[entries[k].verdict]):
         name, copy = entries[k].name, 2
         while name.casefold() in taken:
             name, copy = f"{entries[k].name}-{copy}", copy + 1
