@@ -12,20 +12,31 @@ _MARKS = {
     b"Salted__": "a file encrypted by OpenSSL",
     b"age-encryption.org/": "a file encrypted by age",
 }
+_SUFFIXES = (".p7m", ".p7", ".cms", ".pgp", ".gpg", ".asc", ".age", ".enc")
 _HEAD_BYTES = 64
 _ENCRYPTED_ATTRIBUTES = 0x04000500
 
 
-def envelope_of(path: str) -> str:
-    """Says as which kind of envelope a whole file is encrypted; "" where nothing tells so.
+_REASON = "it is {}: have whoever holds the key decrypt it"
+REASONS = frozenset(map(_REASON.format, ["a CMS envelope", *_MARKS.values()]))
+
+
+def bare_name(name: str) -> str:
+    """The name that a file had before it was encrypted, as far as its ending tells."""
+    return next((name[: -len(end)] for end in _SUFFIXES if name.lower().endswith(end)), name)
+
+
+def why_closed(path: str) -> str:
+    """Why a file is no DICOM but an envelope around something, one of REASONS; else "".
 
     Raises OSError where the file cannot be opened.
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
     if head[:1] == b"\x30" and _ENVELOPED_DATA in head[:24]:
-        return "a CMS envelope"
-    return next((words for mark, words in _MARKS.items() if head.startswith(mark)), "")
+        return _REASON.format("a CMS envelope")
+    marks = (_REASON.format(words) for mark, words in _MARKS.items() if head.startswith(mark))
+    return next(marks, "")
 
 
 def has_encrypted_attributes(path: str) -> bool:

@@ -9,6 +9,7 @@ from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_kind import CONDITION_OF
 from fastmed.readers.dicom_notes import Doubt, Notes, in_order
 from fastmed.readers.series import Series, name_from_uid
+from fastmed.readers.walk import Found
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ def entry(members, kind: str, verdict: str, reason: str, notes: Notes, **more) -
         verdict=verdict,
         reason=reason,
         files=len(files),
+        members=tuple(Found(h.path, h.relative, h.file_bytes) for h in files),
         conditions=in_order(notes.conditions),
         **more,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastmed.geometry import Geometry
+from fastmed.readers.walk import Found
 
 KINDS = (
     "ct",
@@ -24,6 +25,7 @@ KINDS = (
     "damaged",
 )
 VERDICTS = ("ok", "refused", "skipped", "failed")
+RANK = {"ok": 0, "refused": 1, "failed": 2, "skipped": 3}  # who of several keeps its plain name
 CONDITIONS = (
     "uniform",
     "tilted",
@@ -76,7 +78,10 @@ class Series:
     shape_zyx: voxels, None where unknown.
     geometry: where the voxels are; None unless the verdict is "ok".
     spacing_is_known: False where the file says nothing of it, so that the geometry's is made up.
-    format, stored: which reader takes it, and what that reader needs.
+    format, stored: which reader takes it, and what that reader needs; stored is None in an entry
+        that comes from a record, whose files are read again when they are opened.
+    members: the files behind it, in the index's order; the group of files that are no scan is
+        counted, not listed.
     """
 
     name: str
@@ -92,6 +97,7 @@ class Series:
     format: str = ""
     stored: Any = field(default=None, repr=False)
     conditions: tuple[str, ...] = ()
+    members: tuple[Found, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.verdict not in VERDICTS:
@@ -122,8 +128,7 @@ def with_unique_names(entries: list[Series]) -> list[Series]:
     """Appends -2, -3, ... to names that are taken; what can be read keeps the plain name."""
     names: dict[int, str] = {}
     taken: set[str] = set()
-    rank = {"ok": 0, "refused": 1, "failed": 2, "skipped": 3}
-    for k in sorted(range(len(entries)), key=lambda k: rank[entries[k].verdict]):
+    for k in sorted(range(len(entries)), key=lambda k: RANK[entries[k].verdict]):
         name, copy = entries[k].name, 2
         while name.casefold() in taken:
             name, copy = f"{entries[k].name}-{copy}", copy + 1
