@@ -89,7 +89,7 @@ def read_header(path: str, relative: str, file_bytes: int) -> Header | None:
 
 def read_headers(
     founds: Sequence[Found],
-) -> list[Header | None | OSError | ValueError]:
+) -> list[Header | OSError | ValueError | None]:
     """Reads the headers of many files in threads; a few hundred at a time are best.
 
     Returns for each file what `read_header` returns or would raise.
@@ -98,7 +98,7 @@ def read_headers(
     return [_answer(found, raw) for found, raw in zip(founds, raws, strict=True)]
 
 
-def _answer(found: Found, raw: RawHeader | None) -> Header | None | OSError | ValueError:
+def _answer(found: Found, raw: RawHeader | None) -> Header | OSError | ValueError | None:
     try:
         raw = raw or read_raw(found.path, found.file_bytes)
     except OSError as error:
