@@ -110,6 +110,8 @@ def _judged(members: list[Header], found, strict: bool, notes: Notes) -> Series:
         words = f"tilted {geometry.tilt_degrees:.1f} degrees, {words}"
         notes.add("tilted")
     if found.state != dicom_stack.UNIFORM:
+        if found.state == dicom_stack.MISSING and found.planes > 2 * len(members):
+            raise Doubt(f"{words}: more than the {len(members)} that are there; find them")
         if strict:
             raise Doubt(f"{words}; --lenient {_REMEDY[found.state]}")
         if found.sideways_mm > min(first.pixel_spacing):
