@@ -133,7 +133,8 @@ def _facts(batch: list[tuple[Found, Found | None]], modality: str) -> Iterator[F
             condition, passing = found.condition or "damaged", not found.mtime_ns
             yield Fact(found, DAMAGED, None, found.problem, condition, passing)
         elif sort == DAMAGED:
-            yield Fact(found, DAMAGED, reason="an empty file (0 bytes); copy it again")
+            reason = "an empty file (0 bytes); copy it again"
+            yield Fact(found, DAMAGED, reason=reason, condition="truncated")
         else:
             yield Fact(found, sort)
     headers = _read_headers([there for _, there in perhaps_dicom])
@@ -277,10 +278,12 @@ def _fact(found: Found, there: Found, header: Header | Exception | None) -> Fact
 
 
 def _envelope(found: Found) -> str:
-    from fastmed.readers.dicom_encryption import envelope_of
+    """As what a file that is named as a scan is encrypted; "" else."""
+    from fastmed.readers.dicom_encryption import bare_name, envelope_of
 
+    named = _was_an_image(bare_name(found.relative.lower()), "ct")
     try:
-        return envelope_of(found.path)
+        return envelope_of(found.path) if named else ""
     except OSError:
         return ""
 
