@@ -30,7 +30,10 @@ def has_codec(transfer_syntax: str) -> bool:
 
 
 def decode_frame(header: Header, target: np.ndarray) -> bool:
-    """Decodes a slice into `target` [H, W]; False where that is for pydicom to do or to refuse."""
+    """Decodes a slice into `target` [H, W]; False where that is for pydicom to do or to refuse.
+
+    Raises RuntimeError on damaged JPEG-LS, over which pydicom's decoder may never end.
+    """
     if not has_codec(header.transfer_syntax) or header.samples != 1 or header.frames != 1:
         return False
     frame = native_frame(header.path)
@@ -38,7 +41,9 @@ def decode_frame(header: Header, target: np.ndarray) -> bool:
         return False
     try:
         pixels = _decoded(header, frame, target)
-    except (RuntimeError, ValueError, TypeError, OverflowError):  # codecs' errors are RuntimeErrors
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        if header.transfer_syntax in _JPEG_LS:
+            raise RuntimeError(f"{error}" or type(error).__name__) from error
         return False
     if pixels is None or pixels.shape != target.shape:
         return False
@@ -68,6 +73,8 @@ def _decoded(header: Header, frame: bytes, target: np.ndarray) -> np.ndarray | N
         return _without_bits(target, header.bits_allocated - header.bits_stored)
     facts = stream_facts(frame)
     if facts is None or facts[:3] != (*target.shape, 1):
+        if header.transfer_syntax in _JPEG_LS:
+            raise RuntimeError("its stream is not of the size that its header says")
         return None
     pixels = _codec(header.transfer_syntax)(frame)
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize != target.dtype.itemsize:
