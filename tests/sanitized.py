@@ -1,4 +1,4 @@
-"""pytest plugin of `make sanitize`: fastmed._C and _host are those in the folder FASTMED_SANITIZED."""
+"""pytest plugin of `make sanitize`: native modules are those in the folder FASTMED_SANITIZED."""
 
 import os
 import sys

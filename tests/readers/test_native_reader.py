@@ -133,7 +133,7 @@ def test_each_file_gets_its_own_answer(tmp_path):
     files = make.series(tmp_path / "scan")
     text, damaged = tmp_path / "text", tmp_path / "damaged"
     text.write_text("no DICOM" * 40)
-    damaged.write_bytes(files[0].read_bytes()[:300])
+    damaged.write_bytes(files[0].read_bytes()[:140])
     absent = Found(str(tmp_path / "absent"), "absent", 1)
     answers = read_headers([*map(found, files), found(text), found(damaged), absent])
     assert [answer.relative for answer in answers[:-3]] == [file.name for file in files]
@@ -266,7 +266,7 @@ def rle_frame(pixels: np.ndarray) -> bytes:
     return pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_rle_is_decoded_as_it_was_encoded(dtype):
     random = np.random.default_rng(0)
     pixels = random.integers(0, 2 ** (8 * np.dtype(dtype).itemsize), (40, 36), dtype)
@@ -294,8 +294,8 @@ def test_rle_with_another_number_of_segments_is_not_decoded(count):
 def test_wrong_arguments_are_refused_not_read():
     with pytest.raises(ValueError, match="a path, an offset and a padding"):
         dicom_native.native_slices([], np.zeros((2, 2), np.int16), big_endian=False, unused_bits=0)
+    one = [dicom_native.PixelSlice("x", 0, 1, 0, 0)]
     with pytest.raises(ValueError, match="fewer unused bits"):
-        one = [dicom_native.PixelSlice("x", 0, 1, 0, 0)]
         dicom_native.native_slices(one, np.zeros(2, np.int16), big_endian=False, unused_bits=16)
 
 
@@ -310,7 +310,7 @@ def test_without_the_native_module_all_is_read_by_pydicom(tmp_path, monkeypatch)
     np.testing.assert_array_equal(volume.voxels, scan.voxels)
 
 
-def test_pixel_data_of_a_buffer_is_unlike_none(tmp_path):
+def test_a_header_without_pixels_says_so(tmp_path):
     path = tmp_path / "bare"
     dataset = pydicom.dcmread(make.series(tmp_path)[0])
     del dataset.PixelData

@@ -48,7 +48,7 @@ void read_as_dicom(const uint8_t* data, size_t size) {
   if (!header) return;
   require(header->values.size() == kTags.size());
   require(header->pixel_offset <= bytes.size());
-  require(header->has_pixels || header->pixel_offset == bytes.size());
+  require(header->has_pixels == (header->pixel_offset > 0));
   if (!header->has_pixels) return;
   const auto fragments = read_fragments(source, header->pixel_offset);
   if (!fragments) return;
