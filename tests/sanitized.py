@@ -1,4 +1,4 @@
-"""pytest plugin of `make sanitize`: fastmed._C is the library in the folder FASTMED_SANITIZED."""
+"""pytest plugin of `make sanitize`: native modules are those in the folder FASTMED_SANITIZED."""
 
 import os
 import sys
@@ -9,7 +9,9 @@ from pathlib import Path
 from hypothesis import settings
 
 EXAMPLES = 10
-LIBRARY = Path(os.environ["FASTMED_SANITIZED"]).resolve() / "_C.so"
+FOLDER = Path(os.environ["FASTMED_SANITIZED"]).resolve()
+LIBRARY = FOLDER / "_C.so"
+LIBRARIES = {"fastmed._C": LIBRARY, "fastmed._host": next(FOLDER.glob("_host.*.so"))}
 
 
 class _Finder:
@@ -17,7 +19,7 @@ class _Finder:
 
     @staticmethod
     def find_spec(name, path=None, target=None) -> ModuleSpec | None:
-        return spec_from_file_location(name, LIBRARY) if name == "fastmed._C" else None
+        return spec_from_file_location(name, LIBRARIES[name]) if name in LIBRARIES else None
 
 
 sys.meta_path.insert(0, _Finder)
