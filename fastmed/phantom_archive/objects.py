@@ -173,6 +173,8 @@ def _without_clock(dataset) -> None:
         for keyword, value in ((f"{event}Date", "20000101"), (f"{event}Time", "000000")):
             if keyword in dataset:
                 setattr(dataset, keyword, value)
+    if "ContributingEquipmentSequence" in dataset:
+        del dataset.ContributingEquipmentSequence
     uid = uid_from(f"{dataset.SOPInstanceUID} dimension")
     for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid
