@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmed.geometry import Geometry
 from fastmed.phantom_archive.body import Body, planes_of, scan_grid
 from fastmed.phantom_archive.truth import Expected
 from fastmed.volume import Volume
@@ -46,16 +47,18 @@ class Case:
         self,
         part: str = "",
         *,
-        shape_zyx: tuple[int, int, int] | None = None,
+        grid: Geometry | None = None,
         tilt_degrees: float = 0.0,
         z_index: Sequence[float] | None = None,
     ) -> Scan:
         """Draws a scan of this case's body.
 
-        part: tells the scans of one case apart. z_index: where its slices lie, in fractions of
-        the grid's steps; the volume's own geometry is uniform all the same.
+        part: tells the scans of one case apart. grid: where its voxels are; else one is drawn.
+        z_index: where its slices lie, in fractions of the grid's steps; the volume's own geometry
+        is uniform all the same.
         """
-        grid = scan_grid(shape_zyx or self.shape_zyx, self.rng, tilt_degrees=tilt_degrees)
+        if grid is None:
+            grid = scan_grid(self.shape_zyx, self.rng, tilt_degrees=tilt_degrees)
         places = range(grid.shape_zyx[0]) if z_index is None else z_index
         voxels, liver_ml = self.body.cut(planes_of(grid, places), self.rng)
         name = f"{self.identity}/{part}"

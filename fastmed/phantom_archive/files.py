@@ -53,7 +53,7 @@ def tarred(ending: str) -> Callable[[Case], list[Expected]]:
 
 def encrypted_zip(case: Case) -> list[Expected]:
     """A zip whose entries carry the mark of encryption, and content that only a key opens."""
-    case.write(case.scan(shape_zyx=(2, *case.shape_zyx[1:])))
+    case.write(case.scan())
     path = _zip(case)
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:

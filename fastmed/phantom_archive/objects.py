@@ -30,7 +30,7 @@ def enhanced(case: Case) -> list[Expected]:
     _enhanced_file(case.write(scan))
     return [
         case.row(
-            "enhanced ct",
+            "ct",
             "uniform; enhanced multi-frame",
             "ok",
             source="enhanced.dcm",
@@ -45,7 +45,7 @@ def enhanced_with_missing_frames(case: Case) -> list[Expected]:
     paths[middle].unlink()
     _enhanced_file(paths[:middle] + paths[middle + 1 :])
     conditions = "missing slices; enhanced multi-frame"
-    return [case.row("enhanced ct", conditions, "refused", "ok", source="enhanced.dcm")]
+    return [case.row("ct", conditions, "refused", "ok", source="enhanced.dcm")]
 
 
 def _enhanced_file(paths: list[Path]) -> None:
@@ -195,7 +195,7 @@ def derived_projections(case: Case) -> list[Expected]:
         slab = stack[max(k - 2, 0) : k + 3].max(axis=0)
         kind = ["DERIVED", "SECONDARY", "AXIAL", "MIP"]
         edit(path, PixelData=slab.tobytes(), ImageType=kind)
-    return [case.row("ct", "uniform; derived", "refused", "ok", files=len(paths))]
+    return [case.row("derived", "derived", "skipped", files=len(paths))]
 
 
 def secondary_capture(case: Case) -> list[Expected]:

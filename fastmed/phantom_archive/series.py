@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -123,19 +122,17 @@ def mixed_spacings(case: Case) -> list[Expected]:
 
 
 def mixed_orientations(case: Case) -> list[Expected]:
-    """A coronal reformat in the same series as the axial slices."""
+    """A coronal reformat in the same series as the axial slices, of the same size."""
     scan = case.scan()
     paths = case.write(scan)
     grid = scan.volume.geometry
-    step_z, step_y, step_x = grid.steps_lps_mm
-    rows = grid.shape_zyx[1]
-    shape = (case.shape_zyx[0], *grid.shape_zyx[1:])
-    first = grid.origin_lps_mm + rows // 4 * step_y + (grid.shape_zyx[0] - 1) * step_z
-    down = -step_z * (grid.shape_zyx[0] - 1) / max(rows - 1, 1)
-    coronal = Geometry.from_axes(shape, first, [step_y * rows / 2 / shape[0], down, step_x])
-    turned = case.scan("coronal")
-    reformat = replace(turned, volume=replace(turned.volume, geometry=coronal))
-    others = case.write(reformat, "coronal")
+    depth, rows, _ = grid.shape_zyx
+    _, step_y, step_x = grid.steps_lps_mm
+    pixel = grid.spacing_mm_zyx[1]
+    first = grid.to_world((depth - 1, rows // 4, 0))
+    steps = [step_y * rows / 2 / depth, (0.0, 0.0, -pixel), step_x]
+    coronal = case.scan("coronal", grid=Geometry.from_axes(grid.shape_zyx, first, steps))
+    others = case.write(coronal, "coronal")
     join(others, to=paths[0])
     return [_split(case, "mixed orientations", len(paths) + len(others))]
 
@@ -165,8 +162,7 @@ def _two_passes(case: Case, apart: float, conditions: str, **attributes) -> list
     paths = case.write(scan, "first")
     edit_all(paths, ConvolutionKernel="B30f")
     lifted = Geometry.from_axes(grid.shape_zyx, grid.to_world((apart, 0, 0)), grid.steps_lps_mm)
-    second = case.scan("second")
-    others = case.write(replace(second, volume=replace(second.volume, geometry=lifted)), "second")
+    others = case.write(case.scan("second", grid=lifted), "second")
     join(others, to=paths[0], **({"ConvolutionKernel": "B30f"} | attributes))
     return [_split(case, conditions, len(paths) + len(others))]
 
