@@ -108,7 +108,8 @@ def _judge(measured) -> bool:
     for one in measured:
         counts = ["no strace" if n is None else n for n in (one.calls, one.opened)]
         print(f"{one.series:>7}{one.seconds:>9.1f}{one.series / one.seconds:>9.2f}"
-              f"{one.peak_mb:>9.0f}{one.largest_mb:>9.0f}{counts[0]:>12}{counts[1]:>9}")  # fmt: skip
+              f"{one.peak_mb:>9.0f}{one.largest_mb:>9.0f}{counts[0]:>12}"
+              f"{counts[1]:>9}")  # fmt: skip
     peaks = [one.peak_mb for one in measured]
     good = _within("peak memory, most to least", max(peaks) / min(peaks), PEAK_RATIO)
     steps = [trial.per_series(less, more) for less, more in pairwise(measured)]

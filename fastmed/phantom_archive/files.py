@@ -178,7 +178,7 @@ PLAIN = {
         lambda rng: b"\xaa" + rng.bytes(4000),
         *("damaged", "not dicom", "failed"),
     ),
-    "empty file": plain("0001.dcm", lambda rng: b"", *("damaged", "damaged", "failed")),
+    "empty file": plain("0001.dcm", lambda rng: b"", *("damaged", "truncated", "failed")),
     "encrypted envelope": plain(
         "0001.dcm", lambda rng: envelope(rng, 5000), *("damaged", "encrypted", "failed")
     ),
