@@ -42,7 +42,7 @@ def main() -> int:
     )
     parser.add_argument("--with", dest="more", nargs="+", default=[], metavar="FLAG",
                         help="of fastmed infer, without dashes, such as workers=2")  # fmt: skip
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(namespace=argparse.Namespace(has_unbroken=False))
     try:
         passed = [TRIALS[what](arguments) for what in dict.fromkeys(arguments.what)]
     except FastmedError as error:
@@ -58,7 +58,7 @@ def verdicts(arguments) -> bool:
     for mode in ("strict", "lenient"):
         strict = mode == "strict"
         output = _empty(arguments.output / f"results-{mode}")
-        trial.run(_infer(arguments, archive, output, mode), output.with_suffix(".log"))
+        trial.run(_infer(arguments, archive, output, mode), output)
         series = json.loads((output / "manifest.json").read_bytes())["series"]
         entries = index(archive / "scans", strict=strict)
         found[f"{mode} index"] = trial.compare_index(truth, entries, strict=strict)
@@ -172,12 +172,12 @@ def _archive(arguments) -> Path:
 
 
 def _unbroken(arguments) -> Path:
-    """The results of an unbroken strict run."""
+    """The results of an unbroken strict run, made once for the trials of one call."""
     output = arguments.output / "unbroken"
-    _say(f"an unbroken run into {output}")
-    trial.run(
-        _infer(arguments, _archive(arguments), _empty(output), "strict"), output.with_suffix(".log")
-    )
+    if not arguments.has_unbroken:
+        _say(f"an unbroken run into {output}")
+        trial.run(_infer(arguments, _archive(arguments), _empty(output), "strict"), output)
+        arguments.has_unbroken = True
     return output
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fastmed
+from fastmed.testing.archive_trial.results import is_finished
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +28,14 @@ class Started:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def wait(self, statuses: Sequence[int] = (0, 1)) -> int:
-        """Waits for its end. Raises RuntimeError with what it complained about otherwise."""
+    def wait(self, output: Path) -> int:
+        """Waits for its end and returns its exit status, 0 or 1.
+
+        Raises RuntimeError, with what it complained about, where the manifest in `output` does not
+        say that the run was finished.
+        """
         status = self.process.wait()
-        if status not in statuses:
+        if status not in (0, 1) or not is_finished(output):
             said = self.errors.read_text(encoding="utf-8", errors="replace")[-2000:]
             raise RuntimeError(f"{self.process.args} ended with status {status}: {said}")
         return status
@@ -56,11 +61,14 @@ def start(arguments: Sequence[object], log: Path, *, before: Sequence[str] = ())
     return Started(process, log)
 
 
-def run(arguments: Sequence[object], log: Path) -> int:
-    """Runs `fastmed ARGUMENTS` to its end and returns its exit status, 0 or 1."""
-    started = start(arguments, log)
+def run(arguments: Sequence[object], output: Path) -> int:
+    """Runs `fastmed ARGUMENTS` to its end and returns its exit status, 0 or 1.
+
+    output: its output folder; what it prints goes beside it.
+    """
+    started = start(arguments, output.with_name(f"{output.name}.log"))
     try:
-        return started.wait()
+        return started.wait(output)
     except BaseException:
         started.kill()
         raise

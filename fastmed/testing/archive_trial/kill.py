@@ -86,7 +86,7 @@ def kill_trial(
         try:
             started.process.wait(moment)
             is_finished = True
-            started.wait()
+            started.wait(output)
         except subprocess.TimeoutExpired:
             is_finished = False
         finally:
@@ -126,7 +126,7 @@ def _time(arguments: list, output: Path, log: Path) -> tuple[float, float]:
             if first is None and finished_names(output):
                 first = time.monotonic() - begin
             time.sleep(_POLL_SECONDS)
-        started.wait()
+        started.wait(output)
     finally:
         started.kill()
     seconds = time.monotonic() - begin

@@ -73,7 +73,7 @@ def _timed(arguments: Sequence[object], output: Path) -> tuple[float, float]:
             if first is None and finished_names(output):
                 first = time.monotonic()
             time.sleep(_SAMPLE_SECONDS)
-        started.wait()
+        started.wait(output)
     finally:
         started.kill()
     end = time.monotonic()
@@ -88,7 +88,7 @@ def _memory(arguments: Sequence[object], output: Path) -> tuple[float, float]:
             each = [_pss_kb(pid) for pid in _session(started.process.pid)]
             peak, largest = max(peak, sum(each)), max([largest, *each])
             time.sleep(_SAMPLE_SECONDS)
-        started.wait()
+        started.wait(output)
     finally:
         started.kill()
     return peak / 1024, largest / 1024
@@ -121,7 +121,7 @@ def _system_calls(arguments: Sequence[object], output: Path) -> tuple[int, int]:
     before = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(counts)]
     started = start(arguments, output.with_suffix(".log"), before=before)
     try:
-        started.wait()
+        started.wait(output)
     finally:
         started.kill()
     rows = re.findall(r"^\s*(\d+)\s+(\w+)\s*$", counts.read_text(), re.MULTILINE)

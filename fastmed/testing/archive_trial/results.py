@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def left_behind(output: Path) -> list[str]:
         for path in output.rglob(".*")
         if path.name.endswith(_TEMPORARY)
     )
+
+
+def is_finished(output: Path) -> bool:
+    """Whether the manifest says that the run went to its end."""
+    try:
+        return bool(json.loads((output / "manifest.json").read_bytes())["finished"])
+    except FileNotFoundError:
+        return False
 
 
 def finished_names(output: Path) -> set[str]:

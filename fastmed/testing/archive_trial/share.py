@@ -35,7 +35,7 @@ def union_trial(
     shares, wrong = [], []
     for k in range(1, parts + 1):
         output = folder / f"part-{k}"
-        run([*arguments(output), "--part", f"{k}/{parts}"], folder / f"part-{k}.log")
+        run([*arguments(output), "--part", f"{k}/{parts}"], output)
         found = _of_series(digests(output))
         wrong += [f"part {k}: {path}: made twice" for path in sorted(found.keys() & union.keys())]
         wrong += [f"part {k}: {path}: left" for path in left_behind(output)]
@@ -60,7 +60,7 @@ def together_trial(
     started = [start(arguments(output), folder / f"together-{k}.log") for k in range(runs)]
     try:
         for one in started:
-            one.wait()
+            one.wait(output)
     finally:
         for one in started:
             one.kill()
