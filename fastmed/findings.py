@@ -66,7 +66,7 @@ class Findings:
     scores: of a classification, class 0 (the spec's `negative`) first; else empty.
     boxes: of a detection, by falling score; else empty.
     slice_labels: for scans laid onto a uniform grid, the [H, W] labels of each original slice by
-        SOPInstanceUID; else empty.
+        SOPInstanceUID, of a frame with -<frame> behind it; else empty.
     """
 
     series: str

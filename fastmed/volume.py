@@ -11,10 +11,19 @@ from fastmed.geometry import Geometry
 
 @dataclass(frozen=True)
 class SourceSlice:
-    """One original image of a scan: its SOPInstanceUID and its fractional z index in the Volume."""
+    """One original image of a scan: its SOPInstanceUID and its fractional z index in the Volume.
+
+    frame: its number in a multi-frame file, from 1; 0 of a file that is one image.
+    """
 
     sop_instance_uid: str
     z_index: float
+    frame: int = 0
+
+    @property
+    def name(self) -> str:
+        """Names the image among those of its scan: its SOPInstanceUID, of a frame with -<frame>."""
+        return f"{self.sop_instance_uid}-{self.frame}" if self.frame else self.sop_instance_uid
 
 
 @dataclass(frozen=True, eq=False)

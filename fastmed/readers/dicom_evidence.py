@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from fastmed.errors import SeriesError
 from fastmed.readers.dicom_header import Header
+from fastmed.readers.reread import opened
 from fastmed.readers.series import Series, one_line
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -32,9 +33,11 @@ def read_evidence(series: Series, sop_instance_uids: Collection[str]) -> list:
     """
     if series.format != "dicom":
         raise SeriesError(f"{series.source} is no DICOM, so that it has no images to refer to")
-    headers = series.stored.headers
-    wanted = [header for header in headers if header.sop_instance_uid in sop_instance_uids]
-    return [_evidence(header) for header in wanted or [headers[len(headers) // 2]]]
+    with opened(series) as entry:
+        headers = entry.stored.headers
+        by_uid = {header.sop_instance_uid: header for header in headers}  # frames share theirs
+        wanted = [h for uid, h in by_uid.items() if uid in sop_instance_uids]
+        return [_evidence(header) for header in wanted or [headers[len(headers) // 2]]]
 
 
 def _evidence(header: Header):

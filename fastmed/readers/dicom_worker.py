@@ -1,4 +1,4 @@
-"""A process that decodes DICOM files: a path as one JSON line in, the pixels out.
+"""A process that decodes DICOM files: [path, frame] as one JSON line in, the pixels out.
 
 Each answer is one JSON line, {"dtype", "shape"} followed by the raw pixels, or {"error"}.
 """
@@ -10,16 +10,17 @@ import sys
 import warnings
 
 
-def decoded(path: str):
-    """Returns the pixels [H, W] of one DICOM file as pydicom decodes them.
+def decoded(path: str, frame: int = 0):
+    """Returns the pixels [H, W] of one frame of a DICOM file as pydicom decodes them.
 
     Raises RuntimeError with one line that says why not, whatever the decoder raised.
     """
     from pydicom import dcmread
+    from pydicom.pixels import pixel_array
 
     try:
         with warnings.catch_warnings(action="ignore"):  # they quote what they meet
-            return dcmread(path, force=True).pixel_array
+            return pixel_array(dcmread(path, force=True), index=frame)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # damaged bytes: decoders raise anything, Rust ones even panic
@@ -30,7 +31,7 @@ def main() -> None:
     """Answers until its input ends."""
     for line in sys.stdin:
         try:
-            pixels = decoded(json.loads(line))
+            pixels = decoded(*json.loads(line))
             answer, raw = {"dtype": pixels.dtype.str, "shape": pixels.shape}, pixels.tobytes()
         except RuntimeError as error:
             answer, raw = {"error": str(error)}, b""

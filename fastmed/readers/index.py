@@ -7,19 +7,19 @@ for series in fastmed.index("scans/"):
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
-from fastmed.errors import SeriesError, UsageError
-from fastmed.readers.series import Series, with_unique_names
-from fastmed.readers.walk import Found, walk
+from fastmed.errors import SeriesError
+from fastmed.readers.index_store import IndexStore, temporary_store
+from fastmed.readers.index_stream import stream
+from fastmed.readers.judge import check_modality, judge
+from fastmed.readers.reread import opened
+from fastmed.readers.series import Series
+from fastmed.readers.walk import listings, walk
 from fastmed.volume import Volume
 
-_NIFTI = (".nii", ".nii.gz")
-_IMAGES = (".mha", ".mhd", ".nrrd", ".nhdr")
-_PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
-_ARRAYS = (".npy",)
-_DICOM = (".dcm", ".dicom", ".ima")
-_NAMED = 4  # files that a reason lists by name
+_WANTED = {"ct": "CT", "grey": "grey image"}
 
 
 def index(
@@ -44,36 +44,28 @@ def index(
     CT; "refused" and "failed" say why. Nothing that is wrong with one file stops the others.
     Raises UsageError where a path does not exist or a modality is unknown.
     """
-    if modality not in _ENTRIES:
-        raise UsageError(f"modality {modality!r}: expected {' or '.join(map(repr, _ENTRIES))}")
-    entries: list[Series] = []
-    others: list[Found] = []
-    headers = []
-    for found in walk(paths, exclude):
-        lower = found.relative.lower()
-        if found.problem:
-            entries.append(_damaged(found, found.problem))
-        elif found.file_bytes == 0:
-            if _was_an_image(lower, modality):
-                entries.append(_damaged(found, "an empty file (0 bytes); copy it again"))
-            else:
-                others.append(found)
-        elif judge := _judge(lower, modality):
-            entry = judge(found, strict, modality)
-            (others if entry is None else entries).append(entry or found)
-        elif modality == "ct":
-            header = _dicom_header(found, entries, others)
-            if header:
-                headers.append(header)
-        else:
-            others.append(found)
-    if headers:
-        from fastmed.readers.dicom import series_of
+    return judge(walk(paths, exclude), strict=strict, modality=modality)
 
-        entries += series_of(headers, strict=strict)
-    if others:
-        entries.append(_not_images(others, modality))
-    return with_unique_names(sorted(entries, key=lambda e: (e.source, e.kind, e.name)))
+
+def iter_index(
+    paths: str | os.PathLike | Iterable[str | os.PathLike],
+    *,
+    strict: bool = True,
+    exclude: str | os.PathLike | Iterable[str | os.PathLike] = (),
+    modality: str = "ct",
+    store: IndexStore | None = None,
+) -> Iterator[Series]:
+    """Yields the entries of `index`, in its order, in memory that the archive's size leaves alone.
+
+    Their files are read again when they are opened: `read_series` refuses what has changed since.
+
+    store: of `open_store`; what it knows is not read again, and its counts say what was. None: all
+        is read, and nothing kept.
+    """
+    check_modality(modality)
+    with nullcontext(store) if store else temporary_store() as store:
+        folders = listings(paths, exclude)
+        yield from stream(folders, store, strict=strict, modality=modality)
 
 
 def read(path: str | os.PathLike, *, strict: bool = True, modality: str = "ct") -> list[Volume]:
@@ -107,7 +99,8 @@ def read_series(series: Series) -> Volume:
     if series.verdict != "ok":
         raise SeriesError(f"{series.source}: {series.reason}")
     try:
-        return _reader(series.format)(series)
+        with opened(series) as entry:
+            return _reader(entry.format)(entry)
     except MemoryError as error:
         size = " x ".join(map(str, series.shape_zyx))
         raise SeriesError(f"{series.source}: not enough memory for {size} voxels") from error
@@ -135,109 +128,3 @@ def _reader(format: str):
     from fastmed.readers.image import read_image
 
     return read_image
-
-
-def _nifti(found: Found, strict: bool, modality: str) -> Series:
-    from fastmed.readers.nifti import nifti_entry
-
-    return nifti_entry(found)
-
-
-def _image(found: Found, strict: bool, modality: str) -> Series:
-    from fastmed.readers.image import image_entry
-
-    return image_entry(found, strict=strict)
-
-
-def _picture(found: Found, strict: bool, modality: str) -> Series:
-    from fastmed.readers.picture import picture_entry
-
-    return picture_entry(found)
-
-
-def _array(found: Found, strict: bool, modality: str) -> Series | None:
-    from fastmed.readers.array import array_entry
-
-    return array_entry(found, modality=modality)
-
-
-# Who judges a file by the end of its name; in an index of CT, the rest may be DICOM.
-_ENTRIES = {
-    "ct": {_NIFTI: _nifti, _IMAGES: _image, _ARRAYS: _array},
-    "grey": {_PICTURES: _picture, _ARRAYS: _array},
-}
-_WANTED = {"ct": "CT", "grey": "grey image"}
-
-
-def _judge(lower: str, modality: str):
-    if _is_apple_double(lower):
-        return None
-    for suffixes, judge in _ENTRIES[modality].items():
-        if lower.endswith(suffixes):
-            return judge
-    return None
-
-
-def _dicom_header(found: Found, entries: list[Series], others: list[Found]):
-    from fastmed.readers.dicom_header import read_header
-
-    try:
-        header = read_header(found.path, found.relative, found.file_bytes)
-    except OSError as error:
-        entries.append(_damaged(found, error.strerror or str(error)))
-        return None
-    except ValueError as error:
-        entries.append(_damaged(found, str(error)))
-        return None
-    if header is None and found.relative.lower().endswith(_DICOM):
-        if _is_apple_double(found.relative):
-            others.append(found)
-        else:
-            entries.append(
-                _damaged(found, "named as a DICOM file, but it holds no DICOM; copy it again")
-            )
-    elif header is None:
-        others.append(found)
-    return header
-
-
-def _is_apple_double(relative: str) -> bool:
-    """Whether macOS put this file beside another one to hold its attributes."""
-    return os.path.basename(relative).startswith("._")
-
-
-def _was_an_image(lower: str, modality: str) -> bool:
-    """Whether an empty file once held an image, as far as its name tells."""
-    name = os.path.basename(lower)
-    extension = os.path.splitext(name)[1].strip(".")
-    if name.endswith(tuple(end for ends in _ENTRIES[modality] for end in ends)):
-        return True
-    is_dicom = name.endswith(_DICOM) or (not name.startswith(".") and not extension.isalpha())
-    return modality == "ct" and is_dicom
-
-
-def _damaged(found: Found, reason: str) -> Series:
-    from fastmed.readers.series import name_from_path
-
-    return Series(
-        name=name_from_path(found.relative),
-        source=found.relative,
-        kind="damaged",
-        verdict="failed",
-        reason=reason,
-    )
-
-
-def _not_images(others: list[Found], modality: str) -> Series:
-    listed = ", ".join(found.relative for found in others[:_NAMED])
-    listed += ", ..." if len(others) > _NAMED else ""
-    no = "no scan" if modality == "ct" else "no grey image"
-    what = f"1 file that is {no}" if len(others) == 1 else f"{len(others)} files that are {no}"
-    return Series(
-        name="other-files",
-        source=others[0].relative if len(others) == 1 else "other files",
-        kind="not an image",
-        verdict="skipped",
-        reason=f"{what}: {listed}",
-        files=len(others),
-    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastmed.geometry import Geometry
+from fastmed.readers.walk import Found
 
 KINDS = (
     "ct",
@@ -17,13 +18,45 @@ KINDS = (
     "localizer",
     "dose report",
     "screen capture",
-    "enhanced ct",
+    "derived",
     "other modality",
     "not in hu",
     "not an image",
     "damaged",
 )
 VERDICTS = ("ok", "refused", "skipped", "failed")
+RANK = {"ok": 0, "refused": 1, "failed": 2, "skipped": 3}  # who of several keeps its plain name
+CONDITIONS = (
+    "uniform",
+    "tilted",
+    "uneven",
+    "missing slices",
+    "shifted slices",
+    "identical copies",
+    "duplicate positions",
+    "mixed shapes",
+    "mixed spacings",
+    "mixed orientations",
+    "several acquisitions",
+    "overlapping reconstructions",
+    "enhanced multi-frame",
+    "no rescale",
+    "not in hu",
+    "label map",
+    "localizer",
+    "derived",
+    "secondary capture",
+    "dose report",
+    "other modality",
+    "not dicom",
+    "damaged",
+    "truncated",
+    "encrypted",
+    "unsupported transfer syntax",
+    "single slice",
+    "no geometry",
+    "too large",
+)
 
 _UID = re.compile(r"(?!\.{1,2}$)[0-9.]{1,64}")
 _PLAIN_FILE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}")
@@ -40,11 +73,15 @@ class Series:
     verdict: "ok" (can be read), "refused" (its geometry or values are doubtful), "skipped" (no
         CT) or "failed" (damaged or unreadable).
     reason: one sentence; for "ok" the geometry in words.
+    conditions: what was found, each one of CONDITIONS; docs/dicom.md says what each means.
     files: how many files stand behind it.
     shape_zyx: voxels, None where unknown.
     geometry: where the voxels are; None unless the verdict is "ok".
     spacing_is_known: False where the file says nothing of it, so that the geometry's is made up.
-    format, stored: which reader takes it, and what that reader needs.
+    format, stored: which reader takes it, and what that reader needs; stored is None in an entry
+        that comes from a record, whose files are read again when they are opened.
+    members: the files behind it, in the index's order; the group of files that are no scan is
+        counted, not listed.
     """
 
     name: str
@@ -59,10 +96,14 @@ class Series:
     spacing_is_known: bool = True
     format: str = ""
     stored: Any = field(default=None, repr=False)
+    conditions: tuple[str, ...] = ()
+    members: tuple[Found, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.verdict not in VERDICTS:
             raise ValueError(f"kind {self.kind!r}, verdict {self.verdict!r}: not known")
+        if unknown := set(self.conditions) - set(CONDITIONS):
+            raise ValueError(f"conditions {sorted(unknown)}: not known")
 
     @property
     def spacing_mm_zyx(self) -> tuple[float, float, float] | None:
@@ -87,8 +128,7 @@ def with_unique_names(entries: list[Series]) -> list[Series]:
     """Appends -2, -3, ... to names that are taken; what can be read keeps the plain name."""
     names: dict[int, str] = {}
     taken: set[str] = set()
-    rank = {"ok": 0, "refused": 1, "failed": 2, "skipped": 3}
-    for k in sorted(range(len(entries)), key=lambda k: rank[entries[k].verdict]):
+    for k in sorted(range(len(entries)), key=lambda k: RANK[entries[k].verdict]):
         name, copy = entries[k].name, 2
         while name.casefold() in taken:
             name, copy = f"{entries[k].name}-{copy}", copy + 1

@@ -30,7 +30,7 @@ def decode(logits: Tensor, grid: Geometry, volume: Volume, spec: Spec) -> Findin
     slice_labels = {}
     if volume.is_resliced:
         for source in volume.slices:
-            slice_labels[source.sop_instance_uid] = (
+            slice_labels[source.name] = (
                 labels[int(np.rint(source.z_index))]
                 if cleaned
                 else _labels(logits, grid, volume.geometry.slab(source.z_index))[0]

@@ -98,7 +98,8 @@ def _numbered(k: int, box: Box, volume: Volume, findings: Findings) -> _Finding:
     corners = np.reshape(box.box_lps_mm, (2, 3))
     index = volume.geometry.to_index(corners.mean(axis=0))
     key = [s.z_index for s in volume.slices if s.sop_instance_uid == box.key_sop_instance_uid]
-    index[0] = key[0] if key and box.key_sop_instance_uid else round(index[0])
+    nearest = min(key, key=lambda z: abs(z - index[0]), default=None)
+    index[0] = nearest if nearest is not None and box.key_sop_instance_uid else round(index[0])
     centre = volume.geometry.to_world(index)
     return _Finding(k + 1, box, _color(box, findings), centre)
 

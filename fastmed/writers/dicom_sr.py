@@ -129,12 +129,14 @@ def _regions(findings: Findings, slices: list[SliceBoxes], classes: dict) -> dic
     regions: dict[int, list] = {number: [] for number in range(1, len(findings.boxes) + 1)}
     for at in slices:
         for box in at.boxes:
-            source = sr.SourceImageForRegion(classes[at.sop_instance_uid], at.sop_instance_uid)
+            frames = [at.frame] if at.frame else None
+            source = sr.SourceImageForRegion(
+                classes[at.sop_instance_uid], at.sop_instance_uid, frames
+            )
             polyline = sr.GraphicTypeValues.POLYLINE
             region = sr.ImageRegion(polyline, _outline(box.box_px, at), source)
-            is_key = findings.boxes[box.finding - 1].key_sop_instance_uid == at.sop_instance_uid
             # First, for viewers that show the first one alone.
-            regions[box.finding].insert(0 if is_key else len(regions[box.finding]), region)
+            regions[box.finding].insert(0 if box.is_key else len(regions[box.finding]), region)
     return regions
 
 

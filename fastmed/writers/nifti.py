@@ -60,8 +60,8 @@ def write_volume(volume: Volume, path: str | os.PathLike) -> None:
 def write_slice_labels(findings: Findings, path: str | os.PathLike) -> None:
     """Writes labels_slices.npz: the labels [H, W] of each original slice by its SOPInstanceUID.
 
-    A name that is no UID ([0-9.]{1,64}) is replaced by its SHA-256. Raises FastmedError where
-    the disk refuses.
+    Frames of a multi-frame file have -<frame> behind it. A name that is no UID ([0-9.]{1,64}) is
+    replaced by its SHA-256. Raises FastmedError where the disk refuses.
     """
     buffer = io.BytesIO()
     named = {_member_name(uid): labels for uid, labels in findings.slice_labels.items()}
@@ -70,7 +70,7 @@ def write_slice_labels(findings: Findings, path: str | os.PathLike) -> None:
 
 
 def _member_name(uid: str) -> str:
-    if re.fullmatch(r"[0-9.]{1,64}", uid):
+    if re.fullmatch(r"[0-9.]{1,64}(-[0-9]{1,6})?", uid):
         return uid
     return hashlib.sha256(uid.encode(errors="backslashreplace")).hexdigest()
 

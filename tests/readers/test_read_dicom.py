@@ -355,7 +355,9 @@ def test_many_compressed_slices_are_decoded_by_processes_with_the_same_result(
     for file in files:
         make.transcode(file, SYNTAXES["JPEG 2000 lossless"])
     monkeypatch.setattr(dicom_decode, "SLICES_PER_PROCESS", 1)
-    monkeypatch.setattr(dicom_pixels, "_cores", lambda: 2)
+    monkeypatch.setattr(dicom_decode, "has_codec", lambda syntax: False)
+    monkeypatch.setattr(dicom_decode, "decode_frame", lambda header, target: False)
+    monkeypatch.setattr(dicom_pixels, "cores", lambda: 2)
     np.testing.assert_array_equal(one(tmp_path).voxels, scan.voxels)
     (entry,) = index(tmp_path)
     files[3].write_bytes(b"")
@@ -367,7 +369,9 @@ def test_a_decoder_that_crashes_costs_only_its_series(tmp_path, monkeypatch):
     for file in make.series(tmp_path, make.volume((6, 40, 36))):
         make.transcode(file, SYNTAXES["RLE"])
     monkeypatch.setattr(dicom_decode, "SLICES_PER_PROCESS", 1)
-    monkeypatch.setattr(dicom_pixels, "_cores", lambda: 2)
+    monkeypatch.setattr(dicom_decode, "has_codec", lambda syntax: False)
+    monkeypatch.setattr(dicom_decode, "decode_frame", lambda header, target: False)
+    monkeypatch.setattr(dicom_pixels, "cores", lambda: 2)
     monkeypatch.setattr(dicom_decode.sys, "executable", "/bin/false")
     with pytest.raises(SeriesError, match=r"0001\.dcm .*its decoder crashed"):
         one(tmp_path)
@@ -393,6 +397,7 @@ def test_a_decoder_that_is_not_installed_is_named(tmp_path, monkeypatch):
         missing_dependencies = ("pylibjpeg - requires pylibjpeg>=2.0",)
 
     make.transcode(make.series(tmp_path)[0], SYNTAXES["RLE"])
+    monkeypatch.setattr(dicom_decode, "has_codec", lambda syntax: False)
     monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda syntax: Absent)
     dicom_decode.why_not.cache_clear()
     (entry,) = index(tmp_path)
@@ -474,5 +479,6 @@ def test_the_real_scans_get_exactly_these_verdicts(scans):
 
 def test_interpolation_between_unsigned_extremes_neither_wraps_nor_overflows():
     slices = np.array([0, 65535], np.uint16).reshape(2, 1, 1)
-    planes = dicom_pixels._interpolate(slices, np.array([0.0, 4.0]), 5)
+    planes = np.empty((5, 1, 1), np.uint16)
+    dicom_pixels._interpolate(slices, np.array([0.0, 4.0]), planes)
     assert planes.ravel().tolist() == [0, 16384, 32768, 49151, 65535]

@@ -19,7 +19,6 @@ UID = {
     "dose report": "1.2.840.10008.5.1.4.1.1.88.67",
     "capture": "1.2.840.10008.5.1.4.1.1.7",
     "mr": "1.2.840.10008.5.1.4.1.1.4",
-    "enhanced": "1.2.840.10008.5.1.4.1.1.2.1",
     "segmentation": "1.2.840.10008.5.1.4.1.1.66.4",
 }
 
@@ -208,13 +207,6 @@ def test_colour_pictures_and_protocol_pages_in_ct_storage_are_screen_captures(tm
 def test_derived_slices_with_a_geometry_are_ct(tmp_path):
     make.edit_all(make.series(tmp_path), ImageType=["DERIVED", "SECONDARY", "MPR"])
     assert only(index(tmp_path)).verdict == "ok"
-
-
-def test_multi_frame_ct_is_refused_for_now(tmp_path):
-    make.edit_all(make.series(tmp_path)[:1], SOPClassUID=UID["enhanced"], NumberOfFrames=9)
-    entries = {entry.kind: entry for entry in index(tmp_path)}
-    assert entries["enhanced ct"].verdict == "refused"
-    assert "one file per slice" in entries["enhanced ct"].reason
 
 
 def test_the_written_localizer_is_told_from_its_own_series(tmp_path):

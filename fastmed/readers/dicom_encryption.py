@@ -1,0 +1,53 @@
+"""Encryption: what can be told of a file whose content, or a part of it, only a key opens."""
+
+from __future__ import annotations
+
+import warnings
+
+_ENVELOPED_DATA = bytes.fromhex("06092a864886f70d010703")  # CMS, as secure DICOM files are
+_MARKS = {
+    b"-----BEGIN CMS-----": "a CMS envelope",
+    b"-----BEGIN PKCS7-----": "a CMS envelope",
+    b"-----BEGIN PGP MESSAGE-----": "a PGP message",
+    b"Salted__": "a file encrypted by OpenSSL",
+    b"age-encryption.org/": "a file encrypted by age",
+}
+_SUFFIXES = (".p7m", ".p7", ".cms", ".pgp", ".gpg", ".asc", ".age", ".enc")
+_HEAD_BYTES = 64
+_ENCRYPTED_ATTRIBUTES = 0x04000500
+
+
+_REASON = "it is {}: have whoever holds the key decrypt it"
+REASONS = frozenset(map(_REASON.format, ["a CMS envelope", *_MARKS.values()]))
+
+
+def bare_name(name: str) -> str:
+    """The name that a file had before it was encrypted, as far as its ending tells."""
+    return next((name[: -len(end)] for end in _SUFFIXES if name.lower().endswith(end)), name)
+
+
+def why_closed(path: str) -> str:
+    """Why a file is no DICOM but an envelope around something, one of REASONS; else "".
+
+    Raises OSError where the file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head[:1] == b"\x30" and _ENVELOPED_DATA in head[:24]:
+        return _REASON.format("a CMS envelope")
+    marks = (_REASON.format(words) for mark, words in _MARKS.items() if head.startswith(mark))
+    return next(marks, "")
+
+
+def has_encrypted_attributes(path: str) -> bool:
+    """Whether a DICOM file keeps attributes in an EncryptedAttributesSequence."""
+    import pydicom
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+            dataset = pydicom.dcmread(
+                path, stop_before_pixels=True, specific_tags=[_ENCRYPTED_ATTRIBUTES], force=True
+            )
+    except Exception:  # pydicom raises whatever its parsers meet in damaged bytes
+        return False
+    return _ENCRYPTED_ATTRIBUTES in dataset
