@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def _write_cases(
     scans: Path, seed: int, size: str, body_number: int, cases: list[tuple[int, str]]
 ) -> list[Expected]:
     """Writes the cases that are cut from one body, by number and way."""
-    body = Body.drawn(int(np.random.default_rng([seed, 3, body_number]).integers(2**31)))
+    body = _body(seed, body_number)
     rows = []
     for number, way in cases:
         case = Case(
@@ -146,3 +146,9 @@ def _write_cases(
         )
         rows += WAYS[way](case)
     return rows
+
+
+@lru_cache(maxsize=1)
+def _body(seed: int, number: int) -> Body:
+    """Drawing a body takes longer than cutting a hundred tiny scans from it."""
+    return Body.drawn(int(np.random.default_rng([seed, 3, number]).integers(2**31)))

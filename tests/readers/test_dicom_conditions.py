@@ -8,6 +8,7 @@ import scans as make
 from fastmed.readers.index import index, read_series
 from fastmed.readers.series import CONDITIONS, Series
 
+
 def shift_by(files, shifts_mm) -> None:
     for file, shift in zip(files, shifts_mm, strict=True):
         make.move(file, by_lps_mm=(0, 0, shift))

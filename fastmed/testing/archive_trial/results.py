@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _TEMPORARY = (".partial", ".tmp", ".old")
@@ -51,6 +52,15 @@ def finished_names(output: Path) -> set[str]:
         return {name for name in os.listdir(output / "series") if not name.startswith(".")}
     except FileNotFoundError:
         return set()
+
+
+def folder_inodes(output: Path) -> dict[str, int]:
+    """The inode of each complete result's folder, also while others write."""
+    found = {}
+    for name in finished_names(output):
+        with suppress(FileNotFoundError):
+            found[name] = (output / "series" / name).stat().st_ino
+    return found
 
 
 def stamps(output: Path) -> dict[str, tuple]:

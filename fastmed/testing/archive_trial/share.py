@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastmed.testing.archive_trial.command import run, start
-from fastmed.testing.archive_trial.results import differences, digests, left_behind
+from fastmed.testing.archive_trial.results import (
+    differences,
+    digests,
+    folder_inodes,
+    left_behind,
+)
+
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -54,17 +62,25 @@ def together_trial(
 ) -> ShareTrial:
     """Starts `runs` commands on one output folder at once: they must end as the unbroken run.
 
-    arguments, expected: as in `union_trial`. Each result's attempts show whether it was done twice.
+    arguments, expected: as in `union_trial`. A result's attempts in the manifest, and a folder that
+    another one takes the place of, show whether it was done twice.
     """
     output = folder / "together"
+    first: dict[str, int] = {}
+    twice: set[str] = set()
     started = [start(arguments(output), folder / f"together-{k}.log") for k in range(runs)]
     try:
+        while any(one.process.poll() is None for one in started):
+            for name, inode in folder_inodes(output).items():
+                if first.setdefault(name, inode) != inode:
+                    twice.add(f"{name}: written again")
+            time.sleep(_POLL_SECONDS)
         for one in started:
             one.wait(output)
     finally:
         for one in started:
             one.kill()
-    wrong = [f"{path}: left" for path in left_behind(output)]
+    wrong = [*sorted(twice), *(f"{path}: left" for path in left_behind(output))]
     wrong += differences(digests(expected), digests(output))
     done = _done(output)
     wrong += [
