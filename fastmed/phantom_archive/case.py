@@ -92,8 +92,11 @@ class Case:
         files: int = 1,
         liver_ml: str = "",
     ) -> Expected:
-        """What must be found of this case's folder, of `source` in it, or of a file beside it."""
-        path = f"{self.name}/{source}" if source else self.name + ending
+        """What must be found of this case's folder, or of a file named after it with an `ending`.
+
+        source: what is meant in it.
+        """
+        path = f"{self.name}{ending}" + (f"/{source}" if source else "")
         return Expected(
             way=self.way,
             source=path,

@@ -18,6 +18,7 @@ from fastmed.phantom_archive.damages import envelope
 from fastmed.phantom_archive.editing import cut_short
 from fastmed.phantom_archive.truth import Expected
 
+_INSIDE = "export"  # the folder that packed files lie in
 _LONG_AGO = (2000, 1, 1, 0, 0, 0)
 
 
@@ -37,7 +38,7 @@ def tarred(ending: str) -> Callable[[Case], list[Expected]]:
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
             for path in paths:
-                entry = tarfile.TarInfo(f"export/{path.name}")
+                entry = tarfile.TarInfo(f"{_INSIDE}/{path.name}")
                 entry.size = path.stat().st_size
                 with open(path, "rb") as file:
                     tar.addfile(entry, file)
@@ -53,7 +54,9 @@ def tarred(ending: str) -> Callable[[Case], list[Expected]]:
 
 def encrypted_zip(case: Case) -> list[Expected]:
     """A zip whose entries carry the mark of encryption, and content that only a key opens."""
-    case.write(case.scan())
+    paths = case.write(case.scan())
+    for path in paths[3:]:
+        path.unlink()
     path = _zip(case)
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
@@ -70,7 +73,9 @@ def encrypted_zip(case: Case) -> list[Expected]:
         content[place + 8] |= 1
         place = content.find(b"PK\1\2", place + 4)
     path.write_bytes(content)
-    return [case.row("damaged", "encrypted", "failed", ending=".zip")]
+    names = [f"{_INSIDE}/{path.name}" for path in paths[:3]]
+    outcome = ("damaged", "encrypted", "failed")
+    return [case.row(*outcome, source=name, ending=".zip") for name in names]
 
 
 def cut_zip(case: Case) -> list[Expected]:
@@ -194,7 +199,7 @@ def _zip(case: Case) -> Path:
     path = _beside(case, ".zip")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(case.folder.iterdir()):
-            entry = zipfile.ZipInfo(f"export/{file.name}", _LONG_AGO)
+            entry = zipfile.ZipInfo(f"{_INSIDE}/{file.name}", _LONG_AGO)
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, file.read_bytes(), compresslevel=1)
     shutil.rmtree(case.folder)
@@ -214,4 +219,6 @@ def _write_nifti(case: Case, voxels: np.ndarray, affine, ending: str) -> Path:
 
 
 def _packed(case: Case, ending: str, files: int, liver_ml: str) -> Expected:
-    return case.row("ct", "uniform", "ok", files=files, liver_ml=liver_ml, ending=ending)
+    return case.row(
+        "ct", "uniform", "ok", source=_INSIDE, ending=ending, files=files, liver_ml=liver_ml
+    )

@@ -36,7 +36,7 @@ def compare_index(
     """
     entries = list(entries)
     others = sum(entry.files for entry in entries if entry.kind == _OTHERS)
-    by_source = _by_source(truth, [e for e in entries if e.kind != _OTHERS])
+    by_source = _by_source([e for e in entries if e.kind != _OTHERS])
     wanted = _truth_by_source(truth)
     found = []
     for source in sorted(wanted.keys() | by_source.keys()):
@@ -63,7 +63,7 @@ def compare_manifest(
     series = list(series)
     reasons = [s["reason"] for s in series if _is_of_others(s)]
     others = sum(int(re.match(r"\d+", reason)[0]) for reason in reasons)
-    by_source = _by_source(truth, [_Row(**_kept(s)) for s in series if not _is_of_others(s)])
+    by_source = _by_source([_Row(**_kept(s)) for s in series if not _is_of_others(s)])
     wanted = _truth_by_source(truth)
     found = []
     for source in sorted(wanted.keys() | by_source.keys()):
@@ -147,21 +147,15 @@ def _agree(expected: _Judged, found: _Judged) -> bool:
 
 
 def _truth_by_source(truth: list[Expected]) -> dict[str, list[Expected]]:
-    rows: dict[str, list[Expected]] = defaultdict(list)
-    for row in truth:
-        if row.kind != _OTHERS:
-            rows[row.source].append(row)
-    return rows
+    return _by_source([row for row in truth if row.kind != _OTHERS])
 
 
-def _by_source(truth: list[Expected], entries) -> dict[str, list]:
-    """Entries by the source that the truth has for them; what lies in a zip or tar counts as it."""
-    packed = {row.source for row in truth if row.source.endswith((".zip", ".tar", ".tar.gz"))}
+def _by_source(things) -> dict[str, list]:
+    """Groups what has a source by it; what lies in a zip or tar counts as that file's."""
     found: dict[str, list] = defaultdict(list)
-    for entry in entries:
-        outer = re.match(r".*?\.(?:zip|tar\.gz|tar)(?=$|[/!:])", entry.source)
-        source = outer[0] if outer and outer[0] in packed else entry.source
-        found[source].append(entry)
+    for thing in things:
+        outer = re.match(r".*?\.(?:zip|tar\.gz|tar)(?=$|/)", thing.source)
+        found[outer[0] if outer else thing.source].append(thing)
     return found
 
 
