@@ -35,21 +35,31 @@ def tarred(ending: str) -> Callable[[Case], list[Expected]]:
     def way(case: Case) -> list[Expected]:
         scan = case.scan()
         paths = case.write(scan)
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            for path in paths:
-                entry = tarfile.TarInfo(f"{_INSIDE}/{path.name}")
-                entry.size = path.stat().st_size
-                with open(path, "rb") as file:
-                    tar.addfile(entry, file)
-        content = packed.getvalue()
+        content = _tar(case, paths)
         if ending == ".tar.gz":
             content = gzip.compress(content, 1, mtime=0)
         _beside(case, ending).write_bytes(content)
-        shutil.rmtree(case.folder)
         return [_packed(case, ending, len(paths), scan.liver_ml)]
 
     return way
+
+
+def cut_tar(case: Case) -> list[Expected]:
+    """A tar that ends amid a slice: what came before is there, and the rest of its series is not.
+
+    Where a series goes on behind the cut cannot be known; that the tar was cut is named.
+    """
+    paths = case.write(case.scan())
+    whole = len(paths) * 2 // 3
+    blocks = [512 + -(-path.stat().st_size // 512) * 512 for path in paths]
+    content = _tar(case, paths)
+    _beside(case, ".tar").write_bytes(content[: sum(blocks[:whole]) + blocks[whole] // 2])
+    cut = f"{_INSIDE}/{paths[whole].name}"
+    return [
+        case.row("damaged", "truncated", "failed", ending=".tar"),
+        case.row("damaged", "damaged", "failed", source=cut, ending=".tar"),
+        _packed(case, ".tar", whole, ""),
+    ]
 
 
 def encrypted_zip(case: Case) -> list[Expected]:
@@ -204,6 +214,19 @@ def _zip(case: Case) -> Path:
             archive.writestr(entry, file.read_bytes(), compresslevel=1)
     shutil.rmtree(case.folder)
     return path
+
+
+def _tar(case: Case, paths: list[Path]) -> bytes:
+    """Packs files of the case's folder and removes it."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path in paths:
+            entry = tarfile.TarInfo(f"{_INSIDE}/{path.name}")
+            entry.size = path.stat().st_size
+            with open(path, "rb") as file:
+                tar.addfile(entry, file)
+    shutil.rmtree(case.folder)
+    return packed.getvalue()
 
 
 def _write_nifti(case: Case, voxels: np.ndarray, affine, ending: str) -> Path:

@@ -57,6 +57,7 @@ _UNSOUND: dict[str, Callable[[Case], list[Expected]]] = {
     "garbled slice": files.garbled_slice,
     "cut header": files.cut_header,
     "cut zip": files.cut_zip,
+    "cut tar": files.cut_tar,
     "cut nifti": files.cut_nifti,
     "encrypted zip": files.encrypted_zip,
     "segmentation": objects.segmentation,
