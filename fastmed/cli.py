@@ -60,13 +60,26 @@ def infer(arguments: argparse.Namespace) -> int:
 
 
 def index(arguments: argparse.Namespace) -> int:
-    from fastmed.inference.display import index_table
+    from fastmed.inference.display import Display, IndexTable, files_looked_at
+    from fastmed.inference.index_lines import write_index_lines
+    from fastmed.readers.index import iter_index
+    from fastmed.readers.index_store import open_store
 
-    entries = fastmed.index(arguments.path, strict=arguments.strict, modality=arguments.modality)
-    if not entries:
+    table = IndexTable()
+    options = {"strict": arguments.strict, "modality": arguments.modality}
+    with open_store(arguments.path, modality=arguments.modality, fresh=arguments.fresh) as store:
+        entries = files_looked_at(iter_index(arguments.path, store=store, **options), store)
+        entries = map(table.add, entries)
+        if arguments.json:
+            write_index_lines(arguments.json, entries)
+        for _ in entries:
+            pass
+        looked = str(store.counts)
+    if not table.counts:
         raise FastmedError(f"{', '.join(map(str, arguments.path))}: no files here")
-    index_table(entries)
-    return int(any(entry.verdict in ("refused", "failed") for entry in entries))
+    table.print()
+    Display(quiet=False).say(looked)
+    return int(bool(table.counts["refused"] or table.counts["failed"]))
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -209,6 +222,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", type=Path, nargs="+", metavar="PATH", help="folders or files")
     command.add_argument(
         "--modality", default="ct", metavar="NAME", help="ct, or grey for images (default: ct)"
+    )
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write one JSON object per line here"
+    )
+    command.add_argument(
+        "--fresh",
+        action="store_true",
+        help="read every file again (default: only new or changed ones, the rest is remembered)",
     )
     _add_strict(command)
 

@@ -88,6 +88,10 @@ def transcode(path, transfer_syntax: str) -> None:
     from pydicom.uid import UID
 
     dataset, syntax = pydicom.dcmread(path), UID(transfer_syntax)
+    if transfer_syntax in _IMAGECODECS:
+        _compress(dataset, transfer_syntax)
+        dataset.save_as(path)
+        return
     if syntax.is_encapsulated:
         dataset.compress(syntax, generate_instance_uid=False)
         dataset.save_as(path)
@@ -105,6 +109,29 @@ def transcode(path, transfer_syntax: str) -> None:
             little_endian=syntax.is_little_endian,
             enforce_file_format=True,
         )
+
+
+_IMAGECODECS = {  # what pydicom does not write: (encoder of imagecodecs, its arguments)
+    "1.2.840.10008.1.2.4.50": ("jpeg8", {"level": 100}),
+    "1.2.840.10008.1.2.4.57": ("ljpeg", {"bitspersample": 16}),
+    "1.2.840.10008.1.2.4.70": ("ljpeg", {"bitspersample": 16}),
+    "1.2.840.10008.1.2.4.201": ("htj2k", {}),
+}
+
+
+def _compress(dataset, transfer_syntax: str) -> None:
+    import imagecodecs
+    import pydicom
+
+    name, options = _IMAGECODECS[transfer_syntax]
+    pixels = dataset.pixel_array
+    if name != "htj2k":  # it alone knows a sign
+        pixels = pixels.view(f"u{pixels.itemsize}")
+    stream = getattr(imagecodecs, f"{name}_encode")(pixels, **options)
+    dataset.file_meta.TransferSyntaxUID = transfer_syntax
+    dataset.PixelData = pydicom.encaps.encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
 
 
 def second(files, folder, *, by_lps_mm=(0.0, 0.0, 0.0), values: int = 0, **attributes) -> list:

@@ -245,6 +245,36 @@ def test_index_shows_each_verdict_and_fails_where_one_is_bad(good, tmp_path, cap
     assert main(["index", str(tmp_path / "in"), "--lenient"]) == 0
 
 
+def test_index_remembers_what_it_read_unless_told_to_read_afresh(tmp_path, capsys):
+    make.series(tmp_path)
+    for flags, read, unchanged in (([], 9, 0), ([], 0, 9), (["--fresh"], 9, 0), ([], 0, 9)):
+        assert main(["index", str(tmp_path), *flags]) == 0
+        said = f"{read} files read, {unchanged} unchanged since the last index, 0 gone\n"
+        assert capsys.readouterr().err == said
+
+
+def test_index_writes_one_json_object_for_each_entry(good, tmp_path, capsys):
+    missing_slices(with_good(good, tmp_path / "in"))
+    path = tmp_path / "lines.json"
+    assert main(["index", str(tmp_path / "in"), "--json", str(path)]) == 1
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["verdict"] for line in lines].count("ok") == 1
+    shown = capsys.readouterr().out
+    assert all(line["source"] in shown for line in lines)
+    (ok,) = [line for line in lines if line["verdict"] == "ok"]
+    assert {
+        "kind": "ct",
+        "conditions": ["uniform"],
+        "files": 9,
+        "warnings": [],
+        "spacing_mm_zyx": pytest.approx([2.0, 0.75, 0.75]),
+    }.items() <= ok.items()
+    assert set(ok) == {
+        *("name", "source", "kind", "conditions", "verdict", "reason", "warnings", "files"),
+        *("shape_zyx", "spacing_mm_zyx"),
+    }
+
+
 def test_index_of_nothing_is_an_error(tmp_path, capsys):
     assert main(["index", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"fastmed: {tmp_path}: no files here\n"
@@ -318,7 +348,7 @@ def test_an_error_is_one_line_whatever_it_says(monkeypatch, capsys):
     def fail(*arguments, **options):
         raise FastmedError("first\nsecond \x1b[31m third")
 
-    monkeypatch.setattr(fastmed, "index", fail, raising=False)
+    monkeypatch.setattr("fastmed.readers.index.iter_index", fail)
     assert main(["index", "x"]) == 1
     assert capsys.readouterr().err == "fastmed: first second ?[31m third\n"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -13,14 +14,19 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     track,
 )
 from rich.table import Table
+from rich.text import Text
 
 from fastmed.readers.index import Series
+from fastmed.readers.index_store import IndexStore
 from fastmed.writers.legend import format_boxes
 from fastmed.writers.report import ReportRow
 
@@ -120,24 +126,65 @@ class Display:
         self._console.print(", ".join(f"{n} {v}" for v, n in counts.items() if n), highlight=False)
 
 
-def index_table(entries: Sequence[Series]) -> None:
-    """Prints an index on stdout: each series with its verdict."""
-    console = _console(sys.stdout)
-    table = Table(box=None, pad_edge=False)
-    for column in ("scan", "kind", "verdict", "size z y x", "what was found"):
-        table.add_column(column, overflow="fold")
-    for entry in entries:
+class IndexTable:
+    """An index on stdout: each entry with its verdict; counts says how many have each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._table = Table(box=None, pad_edge=False)
+        for column in ("scan", "kind", "verdict", "size z y x", "what was found"):
+            self._table.add_column(column, overflow="fold")
+
+    def add(self, entry: Series) -> Series:
+        """Adds a line, and returns the entry, so that others can go on with it."""
+        self.counts[entry.verdict] += 1
         color = _COLORS[entry.verdict]
-        size = " x ".join(map(str, entry.shape_zyx)) if entry.shape_zyx else ""
-        text = "; ".join((entry.reason, *entry.warnings))
-        table.add_row(
+        self._table.add_row(
             _shown(entry.source),
             entry.kind,
             f"[{color}]{entry.verdict}[/{color}]",
-            size,
-            _shown(text),
+            " x ".join(map(str, entry.shape_zyx)) if entry.shape_zyx else "",
+            _shown("; ".join((entry.reason, *entry.warnings))),
         )
-    console.print(table)
+        return entry
+
+    def print(self) -> None:
+        """Prints what was added."""
+        _console(sys.stdout).print(self._table)
+
+
+def index_table(entries: Iterable[Series]) -> None:
+    """Prints an index on stdout: each series with its verdict."""
+    table = IndexTable()
+    for entry in entries:
+        table.add(entry)
+    table.print()
+
+
+def files_looked_at(entries: Iterator[Series], store: IndexStore) -> Iterator[Series]:
+    """Yields the entries; until the first, the terminal shows how many files were looked at."""
+    console = _console(sys.stderr)
+    with Progress(
+        SpinnerColumn(), _Looked(store), console=console, transient=True,
+        disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        bar.add_task("")
+        first = next(entries, None)
+    if first is not None:
+        yield first
+        yield from entries
+
+
+class _Looked(ProgressColumn):
+    """How many files an index has looked at."""
+
+    def __init__(self, store: IndexStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def render(self, task: Task) -> Text:
+        counts = self._store.counts
+        return Text(f"indexing: {counts.read + counts.unchanged} files looked at")
 
 
 def scores_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -17,26 +17,21 @@ _HEAD_BYTES = 64
 _ENCRYPTED_ATTRIBUTES = 0x04000500
 
 
-_REASON = "it is {}: have whoever holds the key decrypt it"
-REASONS = frozenset(map(_REASON.format, ["a CMS envelope", *_MARKS.values()]))
-
-
 def bare_name(name: str) -> str:
     """The name that a file had before it was encrypted, as far as its ending tells."""
     return next((name[: -len(end)] for end in _SUFFIXES if name.lower().endswith(end)), name)
 
 
-def why_closed(path: str) -> str:
-    """Why a file is no DICOM but an envelope around something, one of REASONS; else "".
+def envelope_of(path: str) -> str:
+    """Says as which kind of envelope a whole file is encrypted; "" where nothing tells so.
 
     Raises OSError where the file cannot be opened.
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
     if head[:1] == b"\x30" and _ENVELOPED_DATA in head[:24]:
-        return _REASON.format("a CMS envelope")
-    marks = (_REASON.format(words) for mark, words in _MARKS.items() if head.startswith(mark))
-    return next(marks, "")
+        return "a CMS envelope"
+    return next((words for mark, words in _MARKS.items() if head.startswith(mark)), "")
 
 
 def has_encrypted_attributes(path: str) -> bool:

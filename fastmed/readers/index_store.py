@@ -55,6 +55,10 @@ class Counts:
     unchanged: int = 0
     gone: int = 0
 
+    def __str__(self) -> str:
+        files = "1 file" if self.read == 1 else f"{self.read} files"
+        return f"{files} read, {self.unchanged} unchanged since the last index, {self.gone} gone"
+
 
 class IndexStore:
     """One SQLite database of one set of searched folders; counts says what the last index did.

@@ -278,14 +278,14 @@ def _digest(listing: Listing) -> bytes:
 def _fact_json(fact: Fact) -> str | None:
     if fact.header is not None:
         return json.dumps([getattr(fact.header, name) for name in _HEADER])
-    return json.dumps([fact.reason, fact.found.problem]) if fact.reason else None
+    return json.dumps([fact.reason, fact.condition, fact.found.problem]) if fact.reason else None
 
 
 def _fact(row: tuple) -> Fact:
-    found, sort, fact = _found(row), row[6], json.loads(row[7] or '["", ""]')
+    found, sort, fact = _found(row), row[6], json.loads(row[7] or '["", "", ""]')
     if sort != DICOM:
-        reason, problem = fact
-        return Fact(replace(found, problem=problem), sort, reason=reason)
+        reason, condition, problem = fact
+        return Fact(replace(found, problem=problem), sort, reason=reason, condition=condition)
     values = dict(zip(_HEADER, map(_tuples, fact), strict=True))
     return Fact(found, sort, Header(path=found.place, relative=found.relative, **values))
 

@@ -27,8 +27,6 @@ _PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 _ARRAYS = (".npy",)
 _DICOM = (".dcm", ".dicom", ".ima")
 NAMED = 4  # files that a reason lists by name
-_EMPTY = "an empty file (0 bytes); copy it again"
-_NO_DICOM = "named as a DICOM file, but it holds no DICOM; copy it again"
 _BATCH = 256  # files whose headers are read in one go
 
 
@@ -37,7 +35,7 @@ class Fact:
     """What one file is, found by looking at it alone.
 
     sort: DICOM (with its header), FILE (an image that is judged by itself), DAMAGED (with the
-        reason) or OTHER.
+        reason, and a condition of `series.CONDITIONS`) or OTHER.
     passing: whether the next look may find something else though the file is the same, as after
         an error of the disk.
     """
@@ -46,6 +44,7 @@ class Fact:
     sort: str
     header: Header | None = None
     reason: str = ""
+    condition: str = "damaged"
     passing: bool = False
 
 
@@ -90,7 +89,8 @@ def facts_of(founds: Iterable[Found], modality: str) -> Iterator[Fact]:
             if found.problem:
                 yield Fact(found, DAMAGED, reason=found.problem, passing=True)
             elif found.file_bytes == 0 and _was_an_image(lower, modality):
-                yield Fact(found, DAMAGED, reason=_EMPTY)
+                reason = "an empty file (0 bytes); copy it again"
+                yield Fact(found, DAMAGED, reason=reason, condition="truncated")
             elif found.file_bytes and _judge(lower, modality):
                 yield Fact(found, FILE)
             elif found.file_bytes and modality == "ct":
@@ -123,7 +123,8 @@ def entries_of(group: list[Fact], strict: bool) -> list[Series]:
     except OSError as error:
         first = min(founds.values(), key=lambda found: (found.relative, found.place))
         reason = error.strerror or str(error)
-        return [replace(_damaged(first, reason), files=len(group), members=tuple(founds.values()))]
+        entry = _damaged(first, reason, "damaged")
+        return [replace(entry, files=len(group), members=tuple(founds.values()))]
     return [
         replace(entry, members=tuple(founds[member.path] for member in entry.members))
         for entry in entries
@@ -133,7 +134,7 @@ def entries_of(group: list[Fact], strict: bool) -> list[Series]:
 def entry_of(fact: Fact, strict: bool, modality: str) -> Series | None:
     """Judges a file that stands for itself; None where it is no scan."""
     if fact.sort == DAMAGED:
-        return _damaged(fact.found, fact.reason)
+        return _damaged(fact.found, fact.reason, fact.condition)
     judged = _judge(fact.found.relative.lower(), modality) if fact.sort == FILE else None
     entry = judged(fact.found, strict, modality) if judged else None
     return entry and replace(entry, members=(fact.found,))
@@ -151,8 +152,8 @@ def not_images(first: list[Found], count: int, modality: str) -> Series:
         kind="not an image",
         verdict="skipped",
         reason=f"{what}: {listed}",
-        conditions=("not dicom",),
         files=count,
+        conditions=("not dicom",) if modality == "ct" else (),
     )
 
 
@@ -176,20 +177,22 @@ def _fact(found: Found, header: Header | Exception | None) -> Fact:
         return Fact(found, DAMAGED, reason=str(header))
     if header is not None:
         return Fact(found, DICOM, header)
-    if reason := _why_closed(found):
-        return Fact(found, DAMAGED, reason=reason)
+    if envelope := _envelope(found):
+        reason = f"it is encrypted ({envelope}); have whoever holds the key decrypt it"
+        return Fact(found, DAMAGED, reason=reason, condition="encrypted")
     if found.relative.lower().endswith(_DICOM) and not _is_apple_double(found.relative):
-        return Fact(found, DAMAGED, reason=_NO_DICOM)
+        reason = "named as a DICOM file, but it holds no DICOM; copy it again"
+        return Fact(found, DAMAGED, reason=reason, condition="not dicom")
     return Fact(found, OTHER)
 
 
-def _why_closed(found: Found) -> str:
-    """Why a file that is named as a scan is an encrypted one; "" else."""
-    from fastmed.readers.dicom_encryption import bare_name, why_closed
+def _envelope(found: Found) -> str:
+    """As what a file that is named as a scan is encrypted; "" else."""
+    from fastmed.readers.dicom_encryption import bare_name, envelope_of
 
+    named = _was_an_image(bare_name(found.relative.lower()), "ct")
     try:
-        named = _was_an_image(bare_name(found.relative.lower()), "ct")
-        return why_closed(found.path) if named else ""
+        return envelope_of(found.path) if named else ""
     except OSError:
         return ""
 
@@ -254,21 +257,13 @@ def _was_an_image(lower: str, modality: str) -> bool:
     return modality == "ct" and is_dicom
 
 
-def _condition_of(reason: str) -> str:
-    from fastmed.readers.dicom_encryption import REASONS
-
-    if reason in REASONS:
-        return "encrypted"
-    return {_EMPTY: "truncated", _NO_DICOM: "not dicom"}.get(reason, "damaged")
-
-
-def _damaged(found: Found, reason: str) -> Series:
+def _damaged(found: Found, reason: str, condition: str) -> Series:
     return Series(
         name=name_from_path(found.relative),
         source=found.relative,
         kind="damaged",
         verdict="failed",
         reason=reason,
-        conditions=(_condition_of(reason),),
+        conditions=(condition,),
         members=(found,),
     )

@@ -125,3 +125,19 @@ def test_a_file_that_vanishes_between_two_looks_fails_its_series_alone(tmp_path)
     verdicts = {entry.source: entry.verdict for entry in judge([*founds[:-1], gone])}
     assert verdicts["a"] == "ok"
     assert "failed" in verdicts.values()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "condition"),
+    [
+        ("a.dcm", b"", "truncated"),
+        ("a.dcm", b"hello", "not dicom"),
+        ("a.dcm", b"\0" * 128 + b"DICM", "damaged"),
+        ("a", b"-----BEGIN CMS-----\n", "encrypted"),
+        ("a.txt", b"hello", "not dicom"),
+    ],
+)
+def test_what_is_no_scan_has_a_condition(tmp_path, name, content, condition):
+    (tmp_path / name).write_bytes(content)
+    (entry,) = index(tmp_path)
+    assert entry.conditions == (condition,)
