@@ -170,6 +170,7 @@ def phantom(arguments: argparse.Namespace) -> int:
         positive_share=arguments.positive_share,
         form=arguments.format,
         into=arguments.into,
+        size=arguments.size,
     ):
         print(path)
     return 0
@@ -414,6 +415,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--into", type=Path, metavar="SCAN", help="nodules: a chest CT that takes them (one scan)"
+    )
+    command.add_argument(
+        "--size",
+        metavar="NAME",
+        help="archive: small or tiny scans in every state that archives hold, and a table of what "
+        "must be found of each",
     )
 
     _add(commands, doctor, "show devices, engines, kernels, versions, and what is missing")

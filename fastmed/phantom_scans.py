@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmed import phantom_nodules, phantom_sets
+from fastmed import phantom_archive, phantom_nodules, phantom_sets
 from fastmed.errors import UsageError
 from fastmed.findings import Findings
 from fastmed.geometry import Geometry
@@ -44,13 +44,15 @@ def write_phantoms(
     positive_share: float | None = None,
     form: str | None = None,
     into: str | Path | None = None,
+    size: str | None = None,
 ) -> list[Path]:
     """Writes synthetic CT with its truth below `output`; returns the paths that it made.
 
     kind: "abdomen" writes `count` upright DICOM series to scans/, each in a folder of its own, and
         the liver of each on the same grid to truth/<folder>.nii.gz; "archive" adds to them what
         real archives hold: a tilted series, one with missing slices, localizers, a truncated file,
-        a text file.
+        a text file; with a `size`, everything that archives hold, and what must be found of it,
+        see `phantom_archive.write_archive`.
         Training sets: "liver" writes `count` abdomens to image/ and label/ as NIfTI; "chest" scans/
         and labels.csv, where 1 is a mass in a lung; "lungs" 8 slices each of `count` chests and
         "lesions" `count` slices with a lesion to image/ and label/ as 8-bit PNG, masks 0 and 255;
@@ -59,6 +61,7 @@ def write_phantoms(
     positive_share: share of positive scans, 0 to 1; of "chest" alone, 0.1 by default.
     form, into: of "nodules" alone: "nifti" (the default) or "dicom", and a scan whose lungs take
         the nodules.
+    size: of "archive" alone: "small" (scans of 40 x 128 x 128) or "tiny" (12 x 32 x 32).
 
     Raises UsageError for an unknown kind or format, a count below 1, a share that is none, a
     setting that the kind does not take, or an output folder that is not empty.
@@ -77,6 +80,8 @@ def write_phantoms(
     for flag, value in (("--format", form), ("--into", into)):
         if value is not None and kind != "nodules":
             raise UsageError(f"{flag} {value}: phantom {kind} does not take it; nodules does")
+    if size is not None and kind != "archive":
+        raise UsageError(f"--size {size}: phantom {kind} does not take it; archive does")
     if form is not None and form not in phantom_nodules.FORMATS:
         formats = ", ".join(phantom_nodules.FORMATS)
         raise UsageError(f"--format {form}: expected one of {formats}")
@@ -85,6 +90,8 @@ def write_phantoms(
     if kind == "chest":
         share = POSITIVE_SHARE if positive_share is None else positive_share
         return phantom_sets.write_chest(output, count, seed, share)
+    if size is not None:
+        return phantom_archive.write_archive(output, count, seed, size)
     if kind == "nodules":
         return phantom_nodules.write_nodules(output, count, seed, form or "nifti", into)
     if kind in phantom_sets.WRITERS:

@@ -17,7 +17,14 @@ LAYERS = {
     1: ["ops", "geometry", "spec", "spec_toml"],
     2: ["volume", "findings", "boxes", "slice_boxes", "losses", "metrics", "integrations"],
     3: ["readers", "writers", "preprocessing", "models", "tasks", "phantom"],
-    4: ["bundle", "exporter", "phantom_scans", "phantom_sets", "phantom_nodules"],
+    4: [
+        "bundle",
+        "exporter",
+        "phantom_scans",
+        "phantom_sets",
+        "phantom_nodules",
+        "phantom_archive",
+    ],
     5: ["inference"],
     6: ["training"],
     7: ["cli", "cli_prepare", "doctor"],
@@ -26,7 +33,7 @@ LAYERS = {
 ALLOWED = {
     ("spec_toml", "spec"), ("findings", "volume"), ("exporter", "bundle"), ("cli", "doctor"),
     ("phantom_scans", "phantom_sets"), ("losses", "boxes"), ("phantom_scans", "phantom_nodules"),
-    ("cli", "cli_prepare"),
+    ("cli", "cli_prepare"), ("phantom_scans", "phantom_archive"),
 }  # fmt: skip
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 
