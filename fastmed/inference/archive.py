@@ -241,6 +241,7 @@ def _write_series(
                 partial / "preview.png",
                 window_hu=spec.window_hu,
                 score_threshold=threshold,
+                with_thumbnail="report" in formats,
             )
         if not partial.exists():  # a run that wants findings.csv alone
             return
