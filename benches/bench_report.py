@@ -1,6 +1,6 @@
 """report.html of thousands of scans in headless Chromium: load, pictures fetched, sort, filter.
 
-    python benches/bench_report.py --scans 200 2000 50000 [--shots DIR]
+python benches/bench_report.py --scans 200 2000 50000 [--shots DIR]
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fastmed.writers.legend import format_boxes, format_score, format_share, format_size
 from fastmed.writers.palette import label_color
