@@ -132,7 +132,7 @@ def test_a_text_runs_nothing_and_breaks_nothing(opened):
         page.evaluate("document.body.setAttribute('onclick', 'window.hit = 1')")
     page.evaluate("document.body.setAttribute('style', 'background: red')")
     page.drain()
-    assert "style-src" in page.complaints[0]
+    assert any("style-src" in complaint for complaint in page.complaints)
 
 
 def test_every_column_sorts_both_ways(opened):
