@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import struct
 import warnings
 from dataclasses import dataclass, replace
+
+from fastmed.readers.dicom_words import CODE
 
 _MARK_END = 132  # a preamble of 128 bytes, then "DICM"
 _HEAD_BYTES = 1 << 16  # most headers fit; a longer one is read again from the file
@@ -50,7 +51,6 @@ _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 _DAMAGED = "its DICOM header is damaged or cut short; copy the file again from its archive"
-_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 NATIVE = (_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, _EXPLICIT_BIG)
 
 
@@ -189,7 +189,7 @@ def _header(path, relative, file_bytes, dataset, tail: _Tail) -> Header:
     def code(name: str) -> str:
         """A code word; other text, as damage brings it, may hold a name and is never shown."""
         word = text(name).upper()
-        return word if _CODE.fullmatch(word) else "?"
+        return word if CODE.fullmatch(word) else "?"
 
     def number(name: str, missing: int = 0) -> int:
         raw = values[name][:2]
