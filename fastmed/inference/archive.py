@@ -19,7 +19,7 @@ from fastmed.inference.display import Display, index_table
 from fastmed.inference.journal import DiskFull, Journal, Planned
 from fastmed.inference.manifest import run_facts, write_manifest
 from fastmed.inference.memory_budget import default_budget
-from fastmed.inference.outcome import report_row
+from fastmed.inference.outcome import counts, report_row
 from fastmed.inference.owners import Owner
 from fastmed.inference.recovery import recover, remove_temporary_files
 from fastmed.inference.run import Run
@@ -337,8 +337,8 @@ def _write_tables(
     if "report" in formats:
         # The page says at its top what the notice says.
         shown = {name: fact for name, fact in run.items() if name != "notice"}
-        rows = [report_row(unit, target) for unit in journal.listed()]
-        write_report(rows, shown, target / "report.html")
+        rows = (report_row(unit, target) for unit in journal.listed())
+        write_report(rows, shown, target / "report.html", counts=counts(journal.listed()))
     write_manifest(run, journal.listed(), target / MANIFEST)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastmed.inference.journal import Unit
@@ -20,6 +22,11 @@ def outcome(unit: Unit) -> tuple[str, str]:
     if unit.verdict != "ok":
         return unit.verdict, unit.reason
     return "failed", STOPPED
+
+
+def counts(units: Iterable[Unit]) -> Counter[str]:
+    """How many units came to each verdict."""
+    return Counter(outcome(unit)[0] for unit in units)
 
 
 def report_row(unit: Unit, output: Path) -> ReportRow:

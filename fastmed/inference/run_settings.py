@@ -44,8 +44,8 @@ class RunSettings:
         """
         decisive = ("model", "engine", "device", "precision", "seen_by")
         files = [name for name in FORMATS_OF_A_SERIES if name in self.formats]
-        if "report" in self.formats and "png" not in files:
-            files.append("preview")
+        if "report" in self.formats:
+            files.append("preview and thumbnail")
         return digest(
             {
                 "fastmed": fastmed.__version__,

@@ -187,6 +187,7 @@ def _write_files(
             folder / "preview.png",
             window_hu=spec.window_hu,
             score_threshold=threshold,
+            with_thumbnail="report" in formats,
         )
 
 

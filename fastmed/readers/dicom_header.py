@@ -7,7 +7,6 @@ Both give raw bytes, which get their meaning here.
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from functools import lru_cache
 
 from fastmed.readers.dicom_native import native_raw
 from fastmed.readers.dicom_raw import ATTRIBUTES, NATIVE, RawHeader, is_marked, read_raw
+from fastmed.readers.dicom_words import CODE
 from fastmed.readers.walk import Found
 
 __all__ = ["NATIVE", "Header", "read_header", "read_headers"]
@@ -23,7 +23,6 @@ _DAMAGED = (
     "its DICOM header is damaged, cut short or does not say what it holds; copy the file again "
     "from its archive"
 )
-_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 _SERIES_KEPT = 256  # series whose shared attributes are remembered between slices
 
 
@@ -197,7 +196,7 @@ def _text(value: bytes) -> str:
 def _code(value: bytes) -> str:
     """A code word; other text, as damage brings it, may hold a name and is never shown."""
     word = _text(value).upper()
-    return word if _CODE.fullmatch(word) else "?"
+    return word if CODE.fullmatch(word) else "?"
 
 
 def _decimals(value: bytes) -> tuple[float, ...]:

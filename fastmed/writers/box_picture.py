@@ -38,12 +38,14 @@ class _Finding:
 
 def boxed_planes_picture(
     volume: Volume, findings: Findings, window_hu, score_threshold: float | None
-) -> Image.Image:
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """Draws the axial, coronal and sagittal plane through the best finding over the best few from
     near, all of those at one scale; of a scan without findings, the planes through its middle.
 
     The axial and sagittal plane show the boxes that they cut, the coronal plane all of the best,
     faint where it does not cut them.
+
+    Returns the picture and where the axial plane stands in it: (left, top, right, bottom).
     """
     shown = [_numbered(k, box, volume, findings) for k, box in enumerate(findings.boxes[:_NEAR])]
     around = shown[0].centre_lps_mm if shown else None
@@ -65,13 +67,14 @@ def boxed_planes_picture(
         _draw_near(picture, sheet, volume, shown, grid, window_hu)
     sentence = _summary(findings, score_threshold)
     draw.text((_MARGIN, sheet.height - _MARGIN), sentence, BRIGHT, font(14), anchor="ls")
-    return picture
+    (x, y), (rows, columns) = sheet.corners[0], planes[0].gray.shape
+    return picture, (x, y, x + columns, y + rows)
 
 
 def boxed_image_picture(
     volume: Volume, findings: Findings, window_hu, score_threshold: float | None
-) -> Image.Image:
-    """Draws a grey image whole, with the outlines of all boxes."""
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """Draws a grey image whole, with the outlines of all boxes; returns as above."""
     rows, columns = volume.geometry.shape_zyx[1:]
     pixel = max(rows, columns) / _FLAT_PLANE_PX
     plane = cut_image(volume, findings, pixel_mm=pixel, window_hu=window_hu, label_detail=1)
@@ -90,7 +93,7 @@ def boxed_image_picture(
     picture.paste(shown, corner)
     annotate(draw, plane, corner)
     draw.text((_MARGIN, height - _MARGIN), sentence, BRIGHT, font(14), anchor="ls")
-    return picture
+    return picture, (*corner, corner[0] + shown.width, corner[1] + shown.height)
 
 
 def _numbered(k: int, box: Box, volume: Volume, findings: Findings) -> _Finding:

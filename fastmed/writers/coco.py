@@ -42,7 +42,7 @@ def write_coco(
                 "height": at.height,
                 "series": series,
                 "slice": at.slice,
-                "sop_instance_uid": at.sop_instance_uid,
+                "sop_instance_uid": sane_uid(at.sop_instance_uid),
             }
         )
         for box in at.boxes:

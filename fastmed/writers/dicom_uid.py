@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
+
+_UID = re.compile(r"[0-9.]{1,64}")
 
 
 def uid_from(identity: str) -> str:
@@ -13,3 +16,8 @@ def uid_from(identity: str) -> str:
 def digest(identity: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
+
+
+def sane_uid(text: str) -> str:
+    """The text where it is a UID, else "": other text in a UID's place may be a patient's name."""
+    return text if _UID.fullmatch(text) else ""

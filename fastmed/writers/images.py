@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,6 +17,7 @@ from fastmed.writers.box_picture import boxed_image_picture, boxed_planes_pictur
 from fastmed.writers.legend import ROW_PX, draw_legend, legend_rows
 from fastmed.writers.palette import BACKGROUND, label_color
 from fastmed.writers.planes import Plane, cut_image, cut_planes, field_of_view
+from fastmed.writers.thumbnail import THUMBNAIL, thumbnail
 
 _PLANE_PX, _FLAT_PLANE_PX = 440, 560  # the longest in-plane side of the scan
 _FLAT = 0.25  # of the height of the axial plane: less depth than that makes mere strips
@@ -32,6 +34,7 @@ def write_preview(
     *,
     window_hu: tuple[float, float] = (-160.0, 240.0),
     score_threshold: float | None = None,
+    with_thumbnail: bool = False,
 ) -> None:
     """Writes preview.png: the axial, coronal and sagittal plane in which most was found.
 
@@ -40,21 +43,28 @@ def write_preview(
     grey image is shown whole. A detection shows its best finding so, and the best few from near.
 
     window_hu: (low, high) shown as black and white. score_threshold: of a detection, what its
-        findings are above.
+        findings are above. with_thumbnail: writes thumb.jpg beside it, the first plane alone.
 
     Raises FastmedError where the disk refuses.
     """
     if findings.boxes or score_threshold is not None:
         draw = _BOXED_PICTURES[findings.modality]
-        picture = draw(volume, findings, window_hu, score_threshold)
+        picture, first_plane = draw(volume, findings, window_hu, score_threshold)
     else:
-        picture = _PICTURES[findings.modality](volume, findings, window_hu)
+        picture, first_plane = _PICTURES[findings.modality](volume, findings, window_hu)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=2)
     write_atomically(path, [buffer.getvalue()])
+    if with_thumbnail:
+        write_atomically(Path(path).with_name(THUMBNAIL), [thumbnail(picture, first_plane)])
 
 
-def _planes_picture(volume: Volume, findings: Findings, window_hu) -> Image.Image:
+# Each way of drawing returns the picture and where the first plane stands in it: (left, top, right,
+# bottom) in pixels.
+_Drawn = tuple[Image.Image, tuple[int, int, int, int]]
+
+
+def _planes_picture(volume: Volume, findings: Findings, window_hu) -> _Drawn:
     field, centre = field_of_view(volume, findings)
     depth_mm, *in_plane_mm = np.multiply(field.shape_zyx, field.spacing_mm_zyx)
     flat = depth_mm < _FLAT * in_plane_mm[0]
@@ -71,7 +81,7 @@ def _planes_picture(volume: Volume, findings: Findings, window_hu) -> Image.Imag
     return _compose(planes, findings, pixel_mm, flat)
 
 
-def _image_picture(volume: Volume, findings: Findings, window_hu) -> Image.Image:
+def _image_picture(volume: Volume, findings: Findings, window_hu) -> _Drawn:
     pixel = max(volume.geometry.shape_zyx[1:]) / _FLAT_PLANE_PX
     plane = cut_image(volume, findings, pixel_mm=pixel, window_hu=window_hu, label_detail=_DETAIL)
     rows, columns = plane.gray.shape
@@ -85,7 +95,7 @@ def _image_picture(volume: Volume, findings: Findings, window_hu) -> Image.Image
     picture.paste(_overlay(plane), corner)
     annotate(draw, plane, corner)
     draw_legend(draw, legend, legend_at)
-    return picture
+    return picture, (*corner, corner[0] + columns, corner[1] + rows)
 
 
 # How a scan of each modality is shown.
@@ -93,7 +103,7 @@ _PICTURES = {"ct": _planes_picture, "grey": _image_picture}
 _BOXED_PICTURES = {"ct": boxed_planes_picture, "grey": boxed_image_picture}
 
 
-def _compose(planes, findings: Findings, pixel_mm: float, flat: bool) -> Image.Image:
+def _compose(planes, findings: Findings, pixel_mm: float, flat: bool) -> _Drawn:
     """Sets the planes in a row over the legend; of a flat scan, strips and legend at the side."""
     axial = planes[0]
     rows, columns = zip(*(plane.gray.shape for plane in planes), strict=True)
@@ -121,7 +131,7 @@ def _compose(planes, findings: Findings, pixel_mm: float, flat: bool) -> Image.I
         annotate(draw, plane, corner)
     draw_scale_bar(draw, corners[0], axial.gray.shape, pixel_mm)
     draw_legend(draw, legend, legend_at)
-    return picture
+    return picture, (left, top, left + columns[0], top + rows[0])
 
 
 def _overlay(plane: Plane) -> Image.Image:

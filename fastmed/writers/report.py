@@ -1,11 +1,12 @@
-"""report.html: one self-contained page about a run, a row per scan with picture and figures."""
+"""report.html: one page about a run, a scan to the row with its picture and its figures."""
 
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,18 @@ from fastmed.findings import Findings
 from fastmed.writers.atomic import write_atomically
 from fastmed.writers.legend import format_boxes, format_score, format_share, format_size
 from fastmed.writers.palette import label_color
+from fastmed.writers.report_figures import Figures
+from fastmed.writers.report_pictures import embedded, linked
 from fastmed.writers.tables import findings_dict
 
 VERDICTS = ("done", "refused", "failed", "skipped")
-_TEMPLATE = "report.html.j2"
-_WIDEST_PX, _NARROWEST_PX = 1200, 320
-_WIDTHS_OF_A_PAGE_PX = 120_000  # more scans get narrower pictures, so that the page stays small
+MOST_CARDS = 24  # above it the page is a table, and its pictures are files beside it
+_PAGE = Path(__file__).with_name("report_page")
+_LONGEST_TEXT = 2000
+# Controls, and what turns the direction of text, would show something else than what is there.
+_UNSHOWN = [*range(32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F)]
+_SHOWN = dict.fromkeys([*_UNSHOWN, *range(0x2066, 0x206A), 0xFEFF, 0xFFFE, 0xFFFF], "\ufffd")
+_SHOWN |= dict.fromkeys([ord("\t"), ord("\n"), ord("\r"), 0x2028, 0x2029], " ")
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,8 @@ class ReportRow:
     skipped; reason: why it was not done.
     findings: Findings or the content of a findings.json; kept as the latter, so that the rows of
     a whole archive hold no label maps.
-    preview_png: the picture's bytes or its path, read when the report is written; a picture that
-    cannot be read is left out.
+    preview_png: the picture's bytes or its path, absolute or relative to the page's folder; a
+    picture that cannot be read is left out.
     seconds: time that the scan took. warnings: beside those of the findings.
 
     Raises ValueError for another verdict.
@@ -42,7 +49,7 @@ class ReportRow:
     verdict: Literal["done", "refused", "failed", "skipped"] = "done"
     reason: str = ""
     findings: Findings | Mapping[str, Any] | None = None
-    preview_png: bytes | Path | None = None
+    preview_png: bytes | str | Path | None = None
     seconds: float | None = None
     warnings: Sequence[str] = ()
 
@@ -54,37 +61,106 @@ class ReportRow:
 
 
 def write_report(
-    rows: Sequence[ReportRow], manifest: Mapping[str, Any], path: str | os.PathLike
+    rows: Iterable[ReportRow],
+    manifest: Mapping[str, Any],
+    path: str | os.PathLike,
+    *,
+    counts: Mapping[str, int] | None = None,
 ) -> None:
     """Writes report.html: counts, the run's model and engine, then every scan in the given order.
 
-    manifest: what manifest.json holds, of any depth; all of it is shown, a "notice" at the top.
+    Up to MOST_CARDS scans stand one below the other with large pictures that are part of the page:
+    one file, to be sent by mail. More make a table that can be sorted and filtered; its pictures
+    are the files beside the page (thumb.jpg beside the preview, else the preview), which a browser
+    loads when they come into sight.
 
-    The page loads nothing from anywhere. All texts are escaped. Raises FastmedError where the
-    disk refuses.
+    rows: where they come one by one, none is kept.
+    manifest: what manifest.json holds, of any depth; all of it is shown, a "notice" at the top.
+    counts: scans by verdict; None counts them, for which `rows` must be a collection.
+
+    The page loads nothing from the network, runs its own script alone, and needs none. All texts
+    are escaped; a character that no reader sees shows as U+FFFD, and a text of more than 2,000
+    characters is cut. Raises FastmedError where the disk refuses, ValueError for an iterator
+    without counts.
     """
     import jinja2
+    from markupsafe import Markup
 
+    if counts is None:
+        if not isinstance(rows, Sized):
+            raise ValueError("rows come one by one: name their counts by verdict")
+        counts = Counter(row.verdict for row in rows)
+    counts = {verdict: counts.get(verdict, 0) for verdict in VERDICTS}
+    total, folder = sum(counts.values()), Path(path).parent
+    is_table = total > MOST_CARDS
+    style, script = ((_PAGE / name).read_text("utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(_PAGE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
     )
     environment.filters["color"] = lambda value: f"#{bytes(label_color(value)).hex()}"
     environment.filters["size"] = lambda mask: format_size(mask["volume_ml"], mask["voxels"])
     environment.filters["share"] = format_share
     environment.filters["score"] = format_score
     environment.filters["boxes"] = _boxes_in_words
-    template = environment.from_string(Path(__file__).with_name(_TEMPLATE).read_text("utf-8"))
-    width_px = max(_NARROWEST_PX, min(_WIDEST_PX, _WIDTHS_OF_A_PAGE_PX // max(1, len(rows))))
-    page = template.generate(
-        rows=rows,
-        counts={verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS},
-        seconds=sum(row.seconds or 0.0 for row in rows),
+    figures, seconds = Figures(), _Seconds()
+    page = environment.get_template("page.html.j2").generate(
+        rows=seconds.of(rows),
+        counts=counts,
+        total=total,
+        is_table=is_table,
+        seconds=lambda: seconds.total,
         notices=[str(text) for name, text in _flat(manifest) if name.endswith("notice") and text],
         facts=[(name, text) for name, text in _flat(manifest) if not name.endswith("notice")],
-        picture=lambda row: _picture_uri(row.preview_png, width_px),
-        warnings=lambda row: _all_warnings(row),
+        picture=lambda row: embedded(row.preview_png, folder),
+        thumbnail=lambda row: linked(row.preview_png, folder),
+        warnings=_all_warnings,
+        remarks=lambda row: [text for text in (row.reason, *_all_warnings(row)) if text],
+        findings_of=figures.of,
+        labels=figures.labels,
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script if is_table else ""),
     )
     write_atomically(path, (text.encode(errors="backslashreplace") for text in page))
+
+
+def shown(text: str) -> str:
+    """The text on one line, every character of it visible, cut where it is very long."""
+    text = text.translate(_SHOWN)
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    return f"{text[:_LONGEST_TEXT]}… ({len(text) - _LONGEST_TEXT} more characters)"
+
+
+class _Seconds:
+    """Sums the time of the rows that pass by."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def of(self, rows: Iterable[ReportRow]) -> Iterator[ReportRow]:
+        for row in rows:
+            self.total += row.seconds or 0.0
+            yield row
+
+
+def _policy(style: str, script: str) -> str:
+    """What a browser may load and run: this page's own style and script, pictures beside it."""
+    pictures = "data: 'self' file:" if script else "data:"
+    runs = _hash(script) if script else "'none'"
+    return (
+        f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src {pictures}; "
+        f"style-src {_hash(style)}; script-src {runs}; require-trusted-types-for 'script'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _all_warnings(row: ReportRow) -> list[str]:
@@ -109,24 +185,3 @@ def _flat(manifest: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, ", ".join(map(str, value))
         elif value not in (None, ""):
             yield name, value
-
-
-def _picture_uri(preview_png: bytes | Path | None, width_px: int) -> tuple[str, int, int] | None:
-    """The picture as a JPEG data URI of at most the given width, and its size in pixels."""
-    from PIL import Image
-
-    if preview_png is None:
-        return None
-    source = io.BytesIO(preview_png) if isinstance(preview_png, bytes) else preview_png
-    try:
-        with Image.open(source) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError):
-        return None
-    if picture.width > width_px:
-        height_px = max(1, round(picture.height * width_px / picture.width))
-        picture = picture.resize((width_px, height_px), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=84, subsampling=0, optimize=True)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/jpeg;base64,{encoded}", *picture.size

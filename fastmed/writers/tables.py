@@ -13,6 +13,7 @@ from typing import Any
 from fastmed.findings import Box, Findings, Mask, Score
 from fastmed.geometry import Geometry
 from fastmed.writers.atomic import write_atomically
+from fastmed.writers.dicom_uid import sane_uid
 
 CSV_COLUMNS = (
     "series", "source", "model", "kind", "label", "volume_ml", "mean_hu", "voxels", "probability",
@@ -119,7 +120,7 @@ def _box_dict(box: Box) -> dict[str, Any]:
         "box_lps_mm": box.box_lps_mm,
         "diameter_mm": box.diameter_mm,
         "slices": box.slices,
-        "key_sop_instance_uid": box.key_sop_instance_uid,
+        "key_sop_instance_uid": sane_uid(box.key_sop_instance_uid),
         "key_box_px": box.key_box_px,
     }
 
@@ -136,7 +137,7 @@ def _box_cells(box: Box) -> dict[str, Any]:
         **{f"{c}_lps_mm": mm for c, mm in zip(corners, box.box_lps_mm, strict=True)},
         "first_slice": box.slices[0],
         "last_slice": box.slices[1],
-        "key_sop_instance_uid": box.key_sop_instance_uid,
+        "key_sop_instance_uid": sane_uid(box.key_sop_instance_uid),
         **{f"key_{c}_px": px for c, px in zip(in_plane, key_box_px, strict=True)},
     }
 

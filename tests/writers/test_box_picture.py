@@ -44,7 +44,7 @@ def _box(centre, diameter_mm: float, score=0.9) -> Box:
 
 
 def _picture(volume, findings, window=WINDOW, draw=boxed_planes_picture) -> np.ndarray:
-    return np.asarray(draw(volume, findings, window, 0.05)).astype(int)
+    return np.asarray(draw(volume, findings, window, 0.05)[0]).astype(int)
 
 
 def _is(picture: np.ndarray, color) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 import io
 import re
+import weakref
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastmed.writers.report import VERDICTS, ReportRow, write_report
+from fastmed.writers.report import MOST_CARDS, VERDICTS, ReportRow, write_report
+from fastmed.writers.report_figures import Figures
 
 _HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>"
 _MANIFEST = {
@@ -76,16 +79,19 @@ def test_nothing_is_loaded_from_anywhere(make_findings, tmp_path):
     assert not {"script", "link", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
 
 
-def test_hostile_text_stays_text(make_findings, tmp_path):
+@pytest.mark.parametrize("copies", [1, MOST_CARDS])
+def test_hostile_text_stays_text(copies, make_findings, tmp_path):
     hostile = make_findings(names=(_HOSTILE, "b"), warnings=(_HOSTILE,), source=_HOSTILE)
     rows = [
         ReportRow(_HOSTILE, _HOSTILE + "2", "done", findings=hostile),
         ReportRow("b", "c", "failed", _HOSTILE, warnings=(_HOSTILE + "3",)),
     ]
     manifest = {_HOSTILE: _HOSTILE, "notice": _HOSTILE, "list": [_HOSTILE]}
-    page, _ = _write(rows, tmp_path, manifest)
-    assert page.words.count(_HOSTILE) >= 8
-    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    page, _ = _write(rows * copies, tmp_path, manifest)
+    assert page.words.count(_HOSTILE) >= 6 * copies + 2
+    tags = [tag for tag, _ in page.tags]
+    assert "img" not in tags
+    assert tags.count("script") == (copies > 1)
     assert not page.attributes("onerror")
 
 
@@ -102,14 +108,95 @@ def test_pictures_come_from_bytes_or_files_and_are_made_smaller(tmp_path):
     assert sizes == [("1200", "300"), ("64", "32")]
 
 
-def test_a_page_of_many_scans_stays_small(make_findings, tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (100, 400, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "PNG")
-    row = ReportRow("a", findings=make_findings(), preview_png=buffer.getvalue())
+def test_many_scans_link_to_their_pictures_and_hold_none(make_findings, tmp_path):
+    name = "a%2e #1'\".nii"
+    folder = tmp_path / "series" / name
+    folder.mkdir(parents=True)
+    (folder / "preview.png").write_bytes(_png())
+    row = ReportRow(name, findings=make_findings(), preview_png=f"series/{name}/preview.png")
     page, text = _write([row] * 400, tmp_path)
-    assert {attrs["width"] for tag, attrs in page.tags if tag == "img"} == {"320"}
-    assert len(text) < 40e6
+    address = "series/a%252e%20%231%27%22.nii/"
+    assert set(page.attributes("src")) == {f"{address}preview.png"}
+    (folder / "thumb.jpg").write_bytes(b"small")
+    page, text = _write([replace(row, preview_png=folder / "preview.png")] * 400, tmp_path)
+    pictures = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert {attrs["src"] for attrs in pictures} == {f"{address}thumb.jpg"}
+    assert {attrs["loading"] for attrs in pictures} == {"lazy"}
+    assert set(page.attributes("href")) == {f"{address}preview.png"}
+    assert len(text) < 400 * 1500
+
+
+def test_rows_may_come_one_by_one_and_none_is_kept(make_findings, tmp_path):
+    alive, most = weakref.WeakSet(), 0
+
+    def rows():
+        nonlocal most
+        for k in range(100):
+            row = ReportRow(f"scan{k}", verdict="skipped")
+            alive.add(row)
+            most = max(most, len(alive))
+            yield row
+            del row
+
+    write_report(rows(), {}, tmp_path / "report.html", counts={"skipped": 100})
+    page = _Page((tmp_path / "report.html").read_text("utf-8"))
+    assert most < 10
+    assert "scan99" in page.words
+    assert "100scans" in page.words
+    with pytest.raises(ValueError, match="name their counts"):
+        write_report(rows(), {}, tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("copies", [1, MOST_CARDS + 1])
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("a\u202egnp.exe", "a\ufffdgnp.exe"),
+        ("a\0b\x1b[2Jc", "a\ufffdb\ufffd[2Jc"),
+        ("two\nlines", "two lines"),
+        ("x" * 10_000, "x" * 2000 + "… (8000 more characters)"),
+        ("half of a pair \ud800", "half of a pair \\ud800"),
+    ],
+)
+def test_texts_that_would_show_something_else_are_shown_as_they_are(copies, text, seen, tmp_path):
+    row = ReportRow("a", text, "failed", text, warnings=(text + "2",))
+    page, _ = _write([row] * copies, tmp_path, {"fact": text})
+    assert page.words.count(seen) >= 2 * copies + 1
+    assert not set("\0\x1b\u202e") & set(page.words)
+
+
+def test_a_row_names_its_largest_findings_and_can_be_found_by_all(make_findings, tmp_path):
+    names = tuple(f"label {k}" for k in range(9))
+    row = ReportRow("a", findings=make_findings(names=names))
+    page, _ = _write([row] * (MOST_CARDS + 1), tmp_path)
+    (found,) = set(page.attributes("data-found"))
+    assert len(found.split()) == 9
+    assert "and 3 more" in page.words
+    assert [attrs["value"] for tag, attrs in page.tags if tag == "option"][3:] == list("012345678")
+
+
+@pytest.mark.parametrize(
+    ("findings", "found", "figure"),
+    [
+        ({"scores": [("negative", 0.9), ("nodule", 0.1)]}, "0=0.9", "0.1"),
+        ({"boxes": [("nodule", 0.4, 30.0), ("nodule", 0.7, 5.0)]}, "0=0.7", "0.7"),
+        ({"masks": [("liver", 3, 1.5), ("spleen", 0, 0.0)]}, "0=1.5", "1.5"),
+        ({"masks": [("lesion", 7, None)]}, "0=7", "7"),
+        ({}, "", None),
+    ],
+)
+def test_a_row_is_sorted_by_what_matters(findings, found, figure):
+    keys = {
+        "masks": ("label", "voxels", "volume_ml"),
+        "boxes": ("label", "score", "diameter_mm"),
+        "scores": ("label", "probability"),
+    }
+    content = {
+        kind: [dict(zip(keys[kind], entry, strict=True)) for entry in entries]
+        for kind, entries in findings.items()
+    }
+    row = Figures().of(ReportRow("a", findings=content))
+    assert (row.by_label, row.figure) == (found, figure)
 
 
 def test_the_figures_may_come_from_findings_json(make_findings, tmp_path):
