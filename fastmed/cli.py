@@ -67,6 +67,7 @@ def infer(arguments: argparse.Namespace) -> int:
         hang_seconds=arguments.hang,
         memory_gb=arguments.memory,
         keep_memory=True,
+        log=arguments.log,
         quiet=arguments.quiet,
     ).exit_status
 
@@ -261,6 +262,9 @@ def _parser() -> argparse.ArgumentParser:
         help="what the scans in hand may take together (default: half of what is free)",
     )
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    command.add_argument(
+        "--log", type=Path, metavar="FILE", help="append what happens, one JSON object to the line"
+    )
     command.add_argument(
         "--verify",
         type=Path,

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastmed import bundle as bundles
 from fastmed.errors import FastmedError, UsageError
 from fastmed.inference.display import Display, index_table
-from fastmed.inference.journal import DiskFull, Journal, Planned
+from fastmed.inference.journal import DiskFull, Journal
 from fastmed.inference.manifest import run_facts, write_manifest
 from fastmed.inference.memory_budget import default_budget
 from fastmed.inference.outcome import counts, report_row
-from fastmed.inference.owners import Owner
-from fastmed.inference.recovery import recover, remove_temporary_files
 from fastmed.inference.run import Run
-from fastmed.inference.run_settings import RunSettings, digest
+from fastmed.inference.run_events import RunEvents
+from fastmed.inference.run_log import RunLog
+from fastmed.inference.run_plan import Selection, entries_of, plan, row_of, share_of
+from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.run_tables import write_run_tables
-from fastmed.inference.series_folder import is_whole
-from fastmed.inference.workers import Workers
-from fastmed.readers.index import Series, index
-from fastmed.readers.series_json import series_dict
+from fastmed.inference.workers import InThisProcess, Workers
+from fastmed.readers.index_store import open_store
 from fastmed.readers.walk import MANIFEST
 from fastmed.spec import Spec
-from fastmed.volume import NO_SPACING
-from fastmed.writers.report import ReportRow, write_report
+from fastmed.writers.report import write_report
 
 DEFAULT_FORMATS = ("nifti", "json", "csv", "png", "report")
 BOX_FORMATS = ("luna", "voc", "coco", "sr")
@@ -60,6 +54,7 @@ def infer(
     hang_seconds: float = HANG_SECONDS,
     memory_gb: float | None = None,
     keep_memory: bool = False,
+    log: str | Path | None = None,
     quiet: bool = False,
 ) -> Run:
     """Runs a model over every scan below `input` and writes the results below `output`.
@@ -87,6 +82,7 @@ def infer(
     attempts: how often a failing series is tried before it is set aside.
     hang_seconds: a scan of which nothing is heard for so long is stopped (with workers only).
     memory_gb: what the scans in hand may take together; None takes half of what is free.
+    log: a file to which what happens is appended, one JSON object to the line.
     keep_memory: where torch runs on the CPU, this process keeps from then on what it frees, which
         makes torch about twice as fast (`fastmed.inference.memory`); the command does so.
 
@@ -110,7 +106,7 @@ def infer(
     for path in inputs:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-    share = _share(part)
+    select = Selection(frozenset(series), share_of(part))
     _check_counts(workers, attempts, hang_seconds, memory_gb)
     settings = RunSettings(
         bundle=str(read.path.resolve()),
@@ -124,189 +120,46 @@ def infer(
         memory_bytes=default_budget() if memory_gb is None else int(memory_gb * 2**30),
         keep_memory=keep_memory,
     )
-    select = Selection(frozenset(series), share)
+    searched = (inputs, target, read.spec, settings, select)
     if dry_run:
-        entries, chosen = _entries(inputs, target, read.spec, settings, select)
-        wanted = [entry for entry in entries if entry.name in chosen]
-        index_table(wanted)
-        return Run.dry(tuple(_row(entry) for entry in wanted if entry.verdict != "ok"))
-    runner = _InWorkers if workers else _InThisProcess
-    # Workers load the model while the archive is looked through.
-    with runner(settings, _facts_before(target), workers, display, hang_seconds) as runs:
-        found = _InBackground(_entries, inputs, target, read.spec, settings, select)
-        facts = runs.facts(found.raise_what_it_met)
-        entries, chosen = found.result()
-        if model is None:
-            display.say(
-                f"No --model named: the DEMO bundle {read.spec.name} runs. " + read.spec.notice
-            )
-        choice = facts["engine_choice"]
-        display.say(f"{choice[0].upper()}{choice[1:]}.")
-        _prepare(target)
-        with Journal(target) as journal:
-            _plan(journal, settings, facts, entries, chosen, fresh)
-            write_manifest(run_facts(facts, settings, is_finished=False), (), target / MANIFEST)
-            try:
-                _follow(runs, journal, display)
-            except BaseException as error:
-                runs.stop()
-                with contextlib.suppress(FastmedError):  # where the disk is full, for one
-                    _write_tables(journal, settings, facts, read.spec, is_finished=False)
-                if isinstance(error, DiskFull):
-                    raise DiskFull(f"{error}; {_left(journal)}") from error
-                raise
-            journal.set_fact("finished", True)
-            _write_tables(journal, settings, facts, read.spec, is_finished=True)
-    done = Run(target)
-    display.table(done.rows)
-    display.say(f"Results are in {target}")
-    return done
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which series of an archive a run takes: those named (all, if none), of one share of n."""
-
-    names: frozenset[str]
-    share: tuple[int, int] | None
-
-
-def _entries(
-    inputs: list[Path], target: Path, spec: Spec, settings: RunSettings, select: Selection
-) -> tuple[list[Series], set[str]]:
-    """The entries of the index, and the names of those that were asked for."""
-    found = index(inputs, strict=settings.strict, exclude=[target], modality=spec.modality)
-    entries = [_suited(entry, spec) for entry in found]
-    chosen = _chosen(entries, select)
-    if select.share is None:
-        _demand_scans([entry for entry in entries if entry.name in chosen], inputs, spec)
-    return entries, chosen
-
-
-def _plan(
-    journal: Journal,
-    settings: RunSettings,
-    facts: dict[str, Any],
-    entries: list[Series],
-    chosen: set[str],
-    fresh: bool,
-) -> None:
-    """Clears up after the dead, then writes what is to be done into the journal."""
-    recover(journal)
-    remove_temporary_files(journal)
-    _refuse_another_run(journal, settings, facts)
-    journal.set_fact("model", facts)
-    series_folder = settings.output_path / "series"
-    journal.plan(
-        _plans(entries, chosen, settings.results_key(facts)),
-        fresh=fresh,
-        is_there=lambda unit: is_whole(series_folder / unit.name, unit.files),
-    )
-
-
-class _InBackground:
-    """A call in a thread of its own, which nobody need wait for."""
-
-    def __init__(self, function: Callable, *arguments) -> None:
-        self._future: Future = Future()
-        call = threading.Thread(target=self._call, args=(function, arguments), daemon=True)
-        call.start()
-
-    def _call(self, function: Callable, arguments: tuple) -> None:
+        with open_store(inputs, modality=read.spec.modality) as store:
+            entries = [entry for entry, is_wanted in entries_of(*searched, store) if is_wanted]
+        index_table(entries)
+        return Run.dry(tuple(row_of(entry) for entry in entries if entry.verdict != "ok"))
+    with contextlib.ExitStack() as stack:
+        runner = Workers if workers else InThisProcess
+        before = _facts_before(target)
+        runs = stack.enter_context(runner(settings, before, workers, display.say, hang_seconds))
+        facts = runs.facts()
+        with open_store(inputs, modality=read.spec.modality) as store:
+            entries = entries_of(*searched, store)
+            if model is None:
+                display.say(
+                    f"No --model named: the DEMO bundle {read.spec.name} runs. {read.spec.notice}"
+                )
+            choice = facts["engine_choice"]
+            display.say(f"{choice[0].upper()}{choice[1:]}.")
+            _prepare(target)
+            journal = stack.enter_context(Journal(target))
+            plan(journal, settings, facts, entries, fresh=fresh)
+        write_manifest(run_facts(facts, settings, is_finished=False), (), target / MANIFEST)
+        events = stack.enter_context(RunEvents(journal, facts, RunLog(log), quiet))
         try:
-            self._future.set_result(function(*arguments))
+            runs.run(journal, events.take)
         except BaseException as error:
-            self._future.set_exception(error)
-
-    def raise_what_it_met(self) -> None:
-        if self._future.done():
-            self._future.result()
-
-    def result(self) -> Any:
-        return self._future.result()
-
-
-class _InThisProcess:
-    """Runs the scans in this process."""
-
-    def __init__(self, settings, before, workers, display, hang_seconds) -> None:
-        self._settings, self._before, self._display = settings, before, display
-        self._stopped = threading.Event()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def facts(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
-        from fastmed.inference.manifest import model_facts
-        from fastmed.inference.run_model import load_for_run
-
-        self._model = load_for_run(self._settings, self._before, self._display.say)
-        return model_facts(self._model)
-
-    def run(self, journal: Journal, on_event) -> None:
-        from fastmed.inference.pipeline import Pipeline
-
-        lock = threading.Lock()
-
-        def report(event: dict[str, Any]) -> None:
-            with lock:
-                on_event(event)
-
-        with Owner(journal.folder) as owner:
-            Pipeline(journal, owner.token, self._model, self._settings, report, self._stopped).run()
-
-
-class _InWorkers(Workers):
-    """Runs the scans in processes of their own."""
-
-    def __init__(self, settings, before, workers, display, hang_seconds) -> None:
-        super().__init__(settings, before, workers, display.say, hang_seconds)
-
-
-def _follow(runs, journal: Journal, display: Display) -> None:
-    """Has the scans run, and shows what happens."""
-    sources = {}
-    total = journal.counts().get("waiting", 0)
-    with display.progress(total) as progress:
-
-        def on_event(event: dict[str, Any]) -> None:
-            what, name = event["event"], event.get("name")
-            if what == "stage":
-                sources[name] = event["source"]
-                if event["stage"] == "network":
-                    progress.start(event["source"])
-            elif what == "tiles":
-                progress.tiles(sources[name], event["done"], event["total"])
-            elif what in ("done", "unchanged") or (what == "failed" and not event["again"]):
-                sources.pop(name, None)
-                progress.finish(report_row(journal.unit(name), journal.folder))
-
-        runs.run(journal, on_event)
-
-
-def _plans(entries: Sequence[Series], chosen: set[str], key: str) -> Iterator[Planned]:
-    """What a run wants of each entry: its key names the model, the settings, and what the index
-    says of the series; its stamp names the files."""
-    for entry in entries:
-        plain = series_dict(entry)
-        members = plain.pop("members")
-        yield Planned(
-            name=entry.name,
-            source=entry.source,
-            verdict=entry.verdict,
-            reason=entry.reason,
-            warnings=entry.warnings,
-            entry=plain | {"members": members},
-            key=digest([key, plain]),
-            stamp=digest(members),
-            is_wanted=entry.name in chosen,
+            runs.stop()
+            with contextlib.suppress(FastmedError):  # where the disk is full, for one
+                _write_tables(journal, settings, facts, read.spec, is_finished=False)
+            if isinstance(error, DiskFull):
+                raise DiskFull(f"{error}; {_left(journal)}") from error
+            raise
+        journal.set_fact("finished", True)
+        _write_tables(journal, settings, facts, read.spec, is_finished=True)
+        display.table(
+            (report_row(unit, target) for unit in journal.listed()), counts(journal.listed())
         )
+    display.say(f"Results are in {target}")
+    return Run(target)
 
 
 def _facts_before(target: Path) -> dict[str, Any] | None:
@@ -315,17 +168,6 @@ def _facts_before(target: Path) -> dict[str, Any] | None:
         return None
     with Journal(target) as journal:
         return journal.fact("model")
-
-
-def _refuse_another_run(journal: Journal, settings: RunSettings, facts: dict[str, Any]) -> None:
-    """Raises UsageError where a process is at work in the folder that makes other results."""
-    wanted = digest([settings.results_key(facts), settings.strict])
-    if journal.owners() and journal.fact("results") not in (None, wanted):
-        raise UsageError(
-            f"--output {settings.output}: another process is at work there with another model or "
-            "other settings; wait for it, or name another folder"
-        )
-    journal.set_fact("results", wanted)
 
 
 def _write_tables(
@@ -348,16 +190,6 @@ def _left(journal: Journal) -> str:
     return f"{scans} left, with which the same command goes on"
 
 
-def _share(part: str) -> tuple[int, int] | None:
-    """(i, n) of "i/n"; None where all series are wanted."""
-    if not part:
-        return None
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", part)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"--part {part}: expected i/n with i from 1 to n, such as 2/8")
-    return int(found[1]), int(found[2])
-
-
 def _check_counts(workers, attempts, hang_seconds, memory_gb) -> None:
     least = {
         "--workers": (workers, 0),
@@ -368,20 +200,6 @@ def _check_counts(workers, attempts, hang_seconds, memory_gb) -> None:
     for flag, (value, smallest) in least.items():
         if not value >= smallest:
             raise UsageError(f"{flag} {value:g}: expected at least {smallest:g}")
-
-
-def _chosen(entries: Sequence[Series], select: Selection) -> set[str]:
-    """Names of the entries that were asked for."""
-    selected = _select(entries, set(select.names))
-    if select.share is not None:
-        number, shares = select.share
-        selected = [e for e in selected if int(digest(_identity(e)), 16) % shares == number - 1]
-    return {entry.name for entry in selected}
-
-
-def _identity(entry: Series) -> str:
-    """What decides the share of an entry: volumes split from one series stay together."""
-    return re.sub(r"-\d+$", "", entry.name)
 
 
 def _formats(write: Iterable[str], spec: Spec) -> set[str]:
@@ -413,40 +231,8 @@ def _written_by(spec: Spec) -> str:
     return "scores, and no label map" if spec.task == "classification" else "boxes, no label map"
 
 
-def _suited(entry: Series, spec: Spec) -> Series:
-    """The entry, refused where it lacks what this model needs and can be read for others."""
-    needs_mm = spec.modality == "ct" and spec.spacing_mm_zyx is not None
-    if entry.verdict == "ok" and needs_mm and not entry.spacing_is_known:
-        return replace(entry, verdict="refused", reason=NO_SPACING, warnings=())
-    return entry
-
-
 def _default_output(inputs: list[Path]) -> Path:
     return Path("fastmed-results") / (Path(os.path.abspath(inputs[0])).name or "scans")
-
-
-def _select(entries: Sequence[Series], wanted: set[str]) -> Sequence[Series]:
-    """The entries of the wanted names; a UID also stands for the volumes split from its series."""
-    if not wanted:
-        return entries
-    names = {entry.name: {entry.name, re.sub(r"-\d+$", "", entry.name)} for entry in entries}
-    if missing := wanted - set().union(*names.values()):
-        raise UsageError(f"--series {', '.join(sorted(missing))}: not among the series found")
-    return [entry for entry in entries if names[entry.name] & wanted]
-
-
-def _demand_scans(entries: list[Series], inputs: list[Path], spec: Spec) -> None:
-    if any(entry.verdict != "skipped" for entry in entries):
-        return
-    where = ", ".join(str(path) for path in inputs)
-    if not entries:
-        wanted = "CT scans" if spec.modality == "ct" else "grey images"
-        raise FastmedError(f"{where}: no files here; name a folder of {wanted} with --input")
-    found = ", ".join(sorted({entry.kind for entry in entries}))
-    wanted = "CT series" if spec.modality == "ct" else "grey image"
-    raise FastmedError(
-        f"{where}: no {wanted} among {len(entries)} entries ({found}); fastmed index says more"
-    )
 
 
 def _prepare(target: Path) -> None:
@@ -460,13 +246,3 @@ def _prepare(target: Path) -> None:
         raise FastmedError(
             f"{target}: cannot be written, {reason}; name another folder with --output"
         ) from error
-
-
-def _row(entry: Series) -> ReportRow:
-    return ReportRow(
-        name=entry.name,
-        source=entry.source,
-        verdict=entry.verdict,
-        reason=entry.reason,
-        warnings=entry.warnings,
-    )

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
     Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
     track,
 )
 from rich.table import Table
@@ -30,40 +24,11 @@ from fastmed.readers.index_store import IndexStore
 from fastmed.writers.legend import format_boxes
 from fastmed.writers.report import ReportRow
 
+MOST_ROWS = 200  # of a table on the terminal; report.html lists them all
 _WIDTH_OF_A_LOG = 240
 _COLORS = {
     "done": "green", "ok": "green", "refused": "yellow", "failed": "red", "skipped": "bright_black",
 }  # fmt: skip
-
-
-class SeriesProgress:
-    """The bar of one run: series done, and the tiles of the one at work."""
-
-    def __init__(self, progress: Progress, total: int, plain: Console | None):
-        self._progress = progress
-        self._plain = plain
-        self._all = progress.add_task("series", total=total)
-        self._current = progress.add_task("", total=None, visible=False)
-
-    def start(self, source: str) -> None:
-        """Shows that a series has come to the network."""
-        description = f"  {_shown(_short(source))}"
-        self._progress.reset(self._current, description=description, total=None, visible=True)
-
-    def tiles(self, source: str, done: int, total: int) -> None:
-        """Shows how many of its tiles the network has seen."""
-        description = f"  tiles of {_shown(_short(source))}"
-        self._progress.update(
-            self._current, description=description, completed=done, total=total, visible=True
-        )
-
-    def finish(self, row: ReportRow) -> None:
-        """Counts one series; where there is no terminal, says so in a line."""
-        self._progress.update(self._current, visible=False)
-        self._progress.advance(self._all)
-        if self._plain:
-            took = f" in {row.seconds:.1f} s" if row.seconds is not None else ""
-            self._plain.print(_shown(f"{row.verdict}{took}: {_named(row)}"), soft_wrap=True)
 
 
 class Display:
@@ -82,36 +47,24 @@ class Display:
         """Prints what went wrong, also where `quiet`."""
         self._console.print(_shown(f"fastmed: {sentence}"), highlight=False, soft_wrap=True)
 
-    @contextmanager
-    def progress(self, total: int) -> Iterator[SeriesProgress]:
-        """Opens the bar for `total` series."""
-        live = self._console.is_terminal and not self._quiet
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=not live,
-        )
-        with bar:
-            yield SeriesProgress(bar, total, None if live or self._quiet else self._console)
+    def table(self, rows: Iterable[ReportRow], counts: Mapping[str, int]) -> None:
+        """Prints what became of each series; of more than MOST_ROWS, and where `quiet`, of those
+        that were not done.
 
-    def table(self, rows: Sequence[ReportRow]) -> None:
-        """Prints what became of each series; where `quiet`, only what was not done."""
-        if self._quiet:
-            for row in rows:
-                if row.verdict in ("failed", "refused"):
-                    line = f"fastmed: {row.verdict}: {_named(row)}"
-                    self._console.print(_shown(line), highlight=False, soft_wrap=True)
-            return
+        counts: how many came to each verdict.
+        """
+        is_long = sum(counts.values()) > MOST_ROWS
         table = Table(box=None, pad_edge=False)
         for column in ("scan", "verdict", "findings or reason"):
             table.add_column(column, overflow="fold")
         table.add_column("seconds", justify="right")
         for row in rows:
+            if (self._quiet or is_long) and row.verdict not in ("failed", "refused"):
+                continue
+            if self._quiet:
+                line = f"fastmed: {row.verdict}: {_named(row)}"
+                self._console.print(_shown(line), highlight=False, soft_wrap=True)
+                continue
             color = _COLORS[row.verdict]
             table.add_row(
                 _shown(_short(row.source)),
@@ -119,9 +72,11 @@ class Display:
                 _shown(_figures(row)),
                 f"{row.seconds:.1f}" if row.seconds is not None else "",
             )
+        if self._quiet:
+            return
         self._console.print(table)
-        counts = {v: sum(row.verdict == v for row in rows) for v in _COLORS}
-        self._console.print(", ".join(f"{n} {v}" for v, n in counts.items() if n), highlight=False)
+        listed = ", ".join(f"{counts[v]} {v}" for v in _COLORS if counts.get(v))
+        self._console.print(listed, highlight=False)
 
 
 class IndexTable:

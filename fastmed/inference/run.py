@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fastmed.inference.journal import Journal
-from fastmed.inference.outcome import report_row
+from fastmed.inference.outcome import counts, report_row
 from fastmed.writers.report import ReportRow
 
 
@@ -42,4 +42,8 @@ class Run:
     @property
     def exit_status(self) -> int:
         """0 where all went well (what is no CT is skipped), 1 where a series did not."""
-        return int(any(row.verdict in ("failed", "refused") for row in self.rows))
+        if self.output is None:
+            return int(any(row.verdict in ("failed", "refused") for row in self._dry_rows))
+        with Journal(self.output) as journal:
+            found = counts(journal.listed())
+        return int(bool(found["failed"] or found["refused"]))

@@ -23,6 +23,7 @@ from typing import Any
 import fastmed
 from fastmed.errors import FastmedError
 from fastmed.inference.journal import DiskFull, Journal
+from fastmed.inference.owners import Owner
 from fastmed.inference.recovery import recover
 from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.worker import KINDS_OF_ERROR
@@ -72,19 +73,13 @@ class Workers:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    def facts(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """The model's facts, as soon as the first worker has loaded it.
-
-        meanwhile: called again and again until then; what it raises ends the waiting.
 
         Raises what the worker met: UsageError, BundleError or FastmedError.
         """
         while True:
-            try:
-                worker, event = self._events.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                meanwhile()
-                continue
+            worker, event = self._events.get()
             if event is None:
                 raise FastmedError(
                     f"the process that loads the model {_how_it_ended(worker.process)}; "
@@ -217,6 +212,49 @@ class Workers:
     def _attempt_failed(self, journal: Journal, name: str, reason: str, on_event) -> None:
         again = journal.failed(name, reason, attempts=self._settings.attempts, alone=True)
         on_event({"event": "failed", "name": name, "reason": reason, "again": again})
+
+
+class InThisProcess:
+    """The same as `Workers`, in this process: whoever crashes ends it."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        before: dict[str, Any] | None,
+        count: int,
+        say: Callable[[str], None],
+        hang_seconds: float,
+    ) -> None:
+        self._settings, self._before, self._say = settings, before, say
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def facts(self) -> dict[str, Any]:
+        from fastmed.inference.manifest import model_facts
+        from fastmed.inference.run_model import load_for_run
+
+        self._model = load_for_run(self._settings, self._before, self._say)
+        return model_facts(self._model)
+
+    def run(self, journal: Journal, on_event: Callable[[dict[str, Any]], None]) -> None:
+        from fastmed.inference.pipeline import Pipeline
+
+        lock = threading.Lock()
+
+        def report(event: dict[str, Any]) -> None:
+            with lock:
+                on_event(event)
+
+        with Owner(journal.folder) as owner:
+            Pipeline(journal, owner.token, self._model, self._settings, report, self._stopped).run()
 
 
 _DOING = {
