@@ -46,7 +46,7 @@ ATTRIBUTES = {
 TAGS = [*ATTRIBUTES.values()]
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
-_UNDEFINED_LENGTH = b"\xff\xff\xff\xff"
+_UNDEFINED, _UNDEFINED_LENGTH = 0xFFFFFFFF, b"\xff\xff\xff\xff"
 _FRAGMENT, _END_OF_FRAGMENTS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
@@ -182,4 +182,8 @@ def _has_end(file, offset: int) -> bool:
 def _value(dataset, tag: int) -> bytes:
     element = dataset.get_item(tag)
     value = element.value if element is not None else None
-    return value if isinstance(value, bytes) else b""
+    if not isinstance(value, bytes):
+        return b""
+    if len(value) < element.length != _UNDEFINED:
+        raise ValueError(f"the value of {tag:08X} is cut short")
+    return value
