@@ -48,7 +48,7 @@ def infer(arguments: argparse.Namespace) -> int:
 
         return verify(arguments.verify, quiet=arguments.quiet).exit_status
     if not arguments.input:
-        raise UsageError("infer: --input PATH is missing: name folders or files")
+        _parser().error("infer: --input PATH is missing: name folders or files")
     return fastmed.infer(
         arguments.input,
         arguments.output,

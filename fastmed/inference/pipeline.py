@@ -7,27 +7,30 @@ runs beside it, so that the results are the same bytes in any order.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from fastmed.errors import FastmedError
 from fastmed.geometry import Geometry
-from fastmed.inference.case import Model, StageClock
+from fastmed.inference.case import Model, StageClock, load
 from fastmed.inference.content import content_sha256
+from fastmed.inference.engines.protocol import usual_batch
 from fastmed.inference.journal import DiskFull, Journal, Unit
 from fastmed.inference.memory_budget import MemoryBudget, cost_of
+from fastmed.inference.out_of_memory import is_out_of_memory, with_less
 from fastmed.inference.recovery import recover
 from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.run_tables import table_row
 from fastmed.inference.series_folder import SeriesFolder, is_whole
+from fastmed.inference.shared_batches import SharedBatches
 from fastmed.readers.index import read_series
 from fastmed.readers.reread import opened
 from fastmed.readers.series import Series
@@ -38,6 +41,8 @@ from fastmed.writers.atomic import is_full
 _POLL_SECONDS = 0.2
 _LOOK_FOR_THE_DEAD_SECONDS = 2.0
 _AHEAD = 1  # scans that are read and wait for the network
+_BEHIND = 1  # scans that are finished while the network sees others
+_SHARING = 2  # scans whose tiles share batches, where a batch is more than one tile
 _TILES_SECONDS = 0.1  # no more often than this it is said how many tiles are done
 
 Report = Callable[[dict[str, Any]], None]
@@ -60,6 +65,9 @@ class _Case:
     image: Tensor | None = None
     grid: Geometry | None = None
     said: Any = None
+    model: Model | None = None
+    warnings: tuple[str, ...] = ()
+    has_place: bool = False
 
 
 class Pipeline:
@@ -86,6 +94,10 @@ class Pipeline:
         self._formats = set(settings.formats)
         self._budget = MemoryBudget(settings.memory_bytes)
         self._ready: queue.Queue[_Case | None] = queue.Queue(_AHEAD)
+        batch = model.batch or usual_batch(model.spec, model.engine.device)
+        self._at_once = 1 if batch == 1 else _SHARING
+        self._places = threading.Semaphore(self._at_once + _BEHIND)
+        self._cpu_model: Model | None = None
         self._claiming = threading.Lock()
         self._in_hand: dict[str, Unit] = {}
         self._full: DiskFull | None = None
@@ -98,17 +110,18 @@ class Pipeline:
         """
         reader = threading.Thread(target=self._read_all, name="read", daemon=True)
         reader.start()
-        pending: list[Future] = []
         try:
-            with ThreadPoolExecutor(1, "finish") as finisher:
-                while (case := self._next_case()) is not None:
-                    if self._look(case):
-                        pending.append(finisher.submit(self._finish, case))
-                    case = None
-                    while len(pending) > 1 or (pending and pending[0].done()):
-                        pending.pop(0).result()
-                for future in pending:
-                    future.result()
+            with (
+                self._sharing(),
+                ThreadPoolExecutor(1, "finish") as finisher,
+                ThreadPoolExecutor(self._at_once, "look") as lookers,
+            ):
+                try:
+                    while (case := self._next_case()) is not None:
+                        lookers.submit(self._look_and_go_on, case, finisher)
+                except BaseException:  # Ctrl-C: the network need not come to an end first
+                    self._stopped.set()
+                    raise
         finally:
             self._stopped.set()
             while reader.is_alive():
@@ -119,13 +132,30 @@ class Pipeline:
             if error is not None:
                 raise error
 
+    def _sharing(self):
+        """Has scans share batches where a batch is more than one tile."""
+        if self._at_once == 1:
+            return nullcontext()
+        batch = self._model.batch or usual_batch(self._model.spec, self._model.engine.device)
+        shared = SharedBatches(self._model.engine, batch)
+        self._model = replace(self._model, engine=shared, batch=batch)
+        return shared
+
     def _next_case(self) -> _Case | None:
+        """The next scan that is read, when there is room for it behind the network."""
+        while not self._places.acquire(timeout=_POLL_SECONDS):
+            if self._stopped.is_set():
+                return None
         while True:
             try:
-                return self._ready.get(timeout=_POLL_SECONDS)
+                case = self._ready.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if self._stopped.is_set():
                     return None
+                continue
+            if case is not None:
+                case.has_place = True
+            return case
 
     def _empty_queue(self) -> None:
         try:
@@ -200,6 +230,14 @@ class Pipeline:
         same = unit.made_key == unit.key and unit.content == content
         return same and is_whole(self._output / "series" / unit.name, unit.files)
 
+    def _look_and_go_on(self, case: _Case, finisher: ThreadPoolExecutor) -> None:
+        try:
+            if self._look(case):
+                finisher.submit(self._finish, case)
+        except BaseException as error:  # of the journal
+            self._broken = error
+            self._stopped.set()
+
     def _look(self, case: _Case) -> bool:
         """Shows a scan to the network; returns whether there is something to finish."""
         unit = case.unit
@@ -219,9 +257,7 @@ class Pipeline:
                 self._report(tiles)
 
         try:
-            case.said = self._model.look(
-                case.image, case.grid, clock=case.clock, progress=progress, brief=True
-            )
+            case.said = self._said_of(case, progress)
             if isinstance(case.said, Tensor) and case.said.dim() == 1:
                 case.said = case.said.clone()  # scores may lie in the engine's own memory
             case.image = None
@@ -231,6 +267,36 @@ class Pipeline:
         except Exception as error:
             self._failed(case, error)
         return False
+
+    def _said_of(self, case: _Case, progress: Callable[[int, int], None]) -> Any:
+        """What the network says; out of memory, it is asked in smaller batches, then on the CPU."""
+        case.model = self._model
+        while True:
+            try:
+                with case.model.engine.scan() if self._shares(case.model) else nullcontext():
+                    return case.model.look(
+                        case.image, case.grid, clock=case.clock, progress=progress, brief=True
+                    )
+            except Exception as error:
+                less = with_less(case.model, self._on_cpu) if is_out_of_memory(error) else None
+                if less is None:
+                    raise
+            case.model, words = less
+            if case.model.engine.device == "cpu":
+                case.image, case.grid = case.model.prepare(case.volume, clock=case.clock)
+            else:
+                self._model = case.model
+            case.warnings += (words,)
+            fallback = {"event": "fallback", "name": case.unit.name, "reason": words}
+            self._report(fallback)
+
+    def _shares(self, model: Model) -> bool:
+        return isinstance(model.engine, SharedBatches)
+
+    def _on_cpu(self) -> Model:
+        if self._cpu_model is None:
+            self._cpu_model = load(self._settings.bundle, device="cpu", say=lambda _: None)
+        return self._cpu_model
 
     def _finish(self, case: _Case) -> None:
         try:
@@ -244,7 +310,8 @@ class Pipeline:
         folder = SeriesFolder(self._output, unit.name, self._owner)
         self._stage(unit, "finish")
         try:
-            findings = self._model.decode(case.said, case.grid, case.volume, clock=case.clock)
+            findings = case.model.decode(case.said, case.grid, case.volume, clock=case.clock)
+            findings = replace(findings, warnings=(*findings.warnings, *case.warnings))
             case.said = None
             with case.clock("write"):
                 findings, files = folder.write(
@@ -261,7 +328,7 @@ class Pipeline:
             folder.put_in_place()
             self._journal.done(unit.name)
         except Exception as error:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 folder.take_back()
             self._failed(case, error)
             return
@@ -291,6 +358,9 @@ class Pipeline:
 
     def _let_go(self, case: _Case) -> None:
         case.volume = case.image = case.said = None
+        if case.has_place:
+            case.has_place = False
+            self._places.release()
         self._budget.give_back(case.cost)
         self._in_hand.pop(case.unit.name, None)
 

@@ -73,6 +73,8 @@ class RunEvents:
             self._end(name, event.get("seconds", {}))
         elif what == "failed":
             self._fail(event)
+        elif what == "fallback":
+            self._log.event("fallback", stage="network", reason=event["reason"])
         self._progress.update(
             done=self._done,
             failed=self._failed,

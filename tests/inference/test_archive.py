@@ -16,7 +16,7 @@ from fastmed.inference import pipeline, series_folder
 from fastmed.readers.index import index
 
 TABLES = {"findings.csv", "manifest.json", "report.html", "journal.sqlite"}
-SCAN_FILES = {"labels.nii.gz", "findings.json", "preview.png"}
+SCAN_FILES = {"labels.nii.gz", "findings.json", "preview.png", "thumb.jpg"}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_lenient_does_the_doubtful_scan_and_records_it(archive, run):
 def test_the_same_scan_gives_the_same_bytes(archive, run, tmp_path):
     one, two = (run(archive / "b", tmp_path / name) for name in ("one", "two"))
     names = [n for n in files_below(one.output) if n.startswith("series") or n.endswith(".csv")]
-    assert len(names) == 4
+    assert len(names) == 5
     for name in names:
         assert (one.output / name).read_bytes() == (two.output / name).read_bytes(), name
 
@@ -166,7 +166,7 @@ WRITTEN = {
     ("json",): ({"findings.json"}, set()),
     ("csv",): (set(), {"findings.csv"}),
     ("png",): ({"preview.png"}, set()),
-    ("report",): ({"preview.png"}, {"report.html"}),
+    ("report",): ({"preview.png", "thumb.jpg"}, {"report.html"}),
     ("nifti", "csv"): ({"labels.nii.gz"}, {"findings.csv"}),
 }
 
@@ -245,14 +245,14 @@ def test_quiet_still_names_each_scan_that_is_not_done(archive, run, capsys):
     assert failed.count("short") == failed.count("short/")
 
 
-def test_without_a_terminal_each_scan_is_one_line(archive, run, capsys):
+def test_without_a_terminal_the_table_has_a_line_for_each_scan(archive, run, capsys):
     run(archive, quiet=False)
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
     assert any(line.startswith("Engine torch on cpu") for line in lines)
     for source in ("a", "b"):
-        assert any(line.startswith("done in ") and line.endswith(f": {source}") for line in lines)
+        assert any(line.split()[:2] == [source, "done"] for line in lines)
     assert "2 done, 1 refused, 1 failed, 2 skipped" in lines
     assert lines[-1].startswith("Results are in ")
 
