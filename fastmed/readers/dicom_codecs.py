@@ -17,7 +17,7 @@ from fastmed.readers.dicom_stream import StreamFacts, stream_facts
 _BASE = "1.2.840.10008.1.2."
 _RLE = f"{_BASE}5"
 _JPEG_2000 = {f"{_BASE}4.{n}": "jpeg2k" for n in (90, 91)}
-_HTJ2K = {f"{_BASE}4.{n}": "htj2k" for n in (201, 202, 203)}
+_HTJ2K = {f"{_BASE}4.{n}": "jpeg2k" for n in (201, 202, 203)}  # OpenJPH may never end on damage
 _JPEG_LS = {f"{_BASE}4.{n}": "jpegls" for n in (80, 81)}
 _JPEG = {f"{_BASE}4.{n}": "jpeg8" for n in (50, 51, 57, 70)}  # libjpeg-turbo: 8 to 16 bits
 _CODECS = {**_JPEG_2000, **_HTJ2K, **_JPEG_LS, **_JPEG}
