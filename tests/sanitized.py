@@ -26,10 +26,13 @@ sys.meta_path.insert(0, _Finder)
 
 
 def pytest_sessionstart(session):
-    import fastmed.ops  # noqa: F401
+    import fastmed._host
+
+    import fastmed.ops
 
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     assert {each for each in mapped if each.endswith("/_C.so")} == {str(LIBRARY)}
+    assert fastmed._host.__file__ == str(LIBRARIES["fastmed._host"])
     assert any("libasan" in each for each in mapped)
 
 

@@ -17,9 +17,10 @@ from fastmed.readers.dicom_stream import StreamFacts, stream_facts
 _BASE = "1.2.840.10008.1.2."
 _RLE = f"{_BASE}5"
 _JPEG_2000 = {f"{_BASE}4.{n}": "jpeg2k" for n in (90, 91)}
-_HTJ2K = {f"{_BASE}4.{n}": "htj2k" for n in (201, 202, 203)}
+_HTJ2K = {f"{_BASE}4.{n}": "jpeg2k" for n in (201, 202, 203)}  # OpenJPH may never end on damage
 _JPEG_LS = {f"{_BASE}4.{n}": "jpegls" for n in (80, 81)}
 _JPEG = {f"{_BASE}4.{n}": "jpeg8" for n in (50, 51, 57, 70)}  # libjpeg-turbo: 8 to 16 bits
+_JPEG_END = b"\xff\xd9"  # without it CharLS takes seconds to see that a stream is cut short
 _CODECS = {**_JPEG_2000, **_HTJ2K, **_JPEG_LS, **_JPEG}
 
 
@@ -72,9 +73,12 @@ def _decoded(header: Header, frame: bytes, target: np.ndarray) -> np.ndarray | N
             return None
         return _without_bits(target, header.bits_allocated - header.bits_stored)
     facts = stream_facts(frame)
-    if facts is None or facts[:3] != (*target.shape, 1):
-        if header.transfer_syntax in _JPEG_LS:
-            raise RuntimeError("its stream is not of the size that its header says")
+    fits = facts is not None and facts[:3] == (*target.shape, 1)
+    if header.transfer_syntax in _JPEG_LS and not (
+        fits and frame.rstrip(b"\0").endswith(_JPEG_END)
+    ):
+        raise RuntimeError("its stream is cut short, or not of the size that its header says")
+    if not fits:
         return None
     pixels = _codec(header.transfer_syntax)(frame)
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize != target.dtype.itemsize:

@@ -153,13 +153,24 @@ def test_frames_in_several_fragments_are_joined(tmp_path):
     np.testing.assert_array_equal(volume.voxels, scan.voxels)
 
 
-def test_damaged_jpeg_ls_is_named_and_not_shown_to_pydicom(tmp_path, monkeypatch):
-    scan = make.volume((3, 40, 36), dtype=np.uint16)
-    files = make.series(tmp_path / "scan", scan)
+DAMAGE = {
+    "its bits": lambda frame: frame[:60] + b"\xff\x00" * ((len(frame) - 62) // 2) + frame[-2:],
+    "its end": lambda frame: frame[: len(frame) // 2],
+    "its size": lambda frame: frame.replace(
+        b"\xff\xf7\x00\x0b\x10\x00\x28", b"\xff\xf7\x00\x0b\x10\x00\x29"
+    ),
+}
+
+
+@pytest.mark.parametrize("where", DAMAGE)
+def test_damaged_jpeg_ls_is_named_and_not_shown_to_pydicom(where, tmp_path, monkeypatch):
+    files = make.series(tmp_path / "scan", make.volume((3, 40, 36), dtype=np.uint16))
     for path in files:
         make.transcode(path, f"{BASE}80")
-    frame = dicom_native.native_frame(str(files[1]))
-    replace_frame(files[1], f"{BASE}80", frame[:60] + b"\xff\x00" * ((len(frame) - 60) // 2))
+    frame = dicom_native.native_frame(str(files[1])).rstrip(b"\0")
+    damaged = DAMAGE[where](frame)
+    assert damaged != frame
+    replace_frame(files[1], f"{BASE}80", damaged)
     monkeypatch.setattr(dicom_decode, "decoded", lambda path: pytest.fail("pydicom was asked"))
     (entry,) = index(tmp_path)
     with pytest.raises(SeriesError, match=r"scan/0002\.dcm \(JPEG-LS .* cannot be decoded"):
