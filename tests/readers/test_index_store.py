@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -300,3 +301,18 @@ def test_an_index_killed_at_any_moment_goes_on_where_it_was(tmp_path, cache):
     (path,) = cache.glob("*.sqlite")
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert Path(path).stat().st_size
+
+
+def test_memory_does_not_grow_with_the_archive(tmp_path):
+    peaks = []
+    iterated = 0
+    for count in (40, 160):
+        for k in range(count):
+            make.series(tmp_path / str(count) / f"{k}", make.volume(seed=k))
+        tracemalloc.start()
+        for _ in iter_index(tmp_path / str(count)):
+            iterated += 1
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert iterated == 200
+    assert peaks[1] < 1.2 * peaks[0], peaks
