@@ -88,6 +88,10 @@ def transcode(path, transfer_syntax: str) -> None:
     from pydicom.uid import UID
 
     dataset, syntax = pydicom.dcmread(path), UID(transfer_syntax)
+    if transfer_syntax in _IMAGECODECS:
+        _compress(dataset, transfer_syntax)
+        dataset.save_as(path)
+        return
     if syntax.is_encapsulated:
         dataset.compress(syntax, generate_instance_uid=False)
         dataset.save_as(path)
@@ -105,3 +109,121 @@ def transcode(path, transfer_syntax: str) -> None:
             little_endian=syntax.is_little_endian,
             enforce_file_format=True,
         )
+
+
+_IMAGECODECS = {  # what pydicom does not write: (encoder of imagecodecs, its arguments)
+    "1.2.840.10008.1.2.4.50": ("jpeg8", {"level": 100}),
+    "1.2.840.10008.1.2.4.57": ("ljpeg", {"bitspersample": 16}),
+    "1.2.840.10008.1.2.4.70": ("ljpeg", {"bitspersample": 16}),
+    "1.2.840.10008.1.2.4.201": ("htj2k", {}),
+}
+
+
+def _compress(dataset, transfer_syntax: str) -> None:
+    import imagecodecs
+    import pydicom
+
+    name, options = _IMAGECODECS[transfer_syntax]
+    pixels = dataset.pixel_array
+    if name != "htj2k":  # it alone knows a sign
+        pixels = pixels.view(f"u{pixels.itemsize}")
+    stream = getattr(imagecodecs, f"{name}_encode")(pixels, **options)
+    dataset.file_meta.TransferSyntaxUID = transfer_syntax
+    dataset.PixelData = pydicom.encaps.encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+
+
+def second(files, folder, *, by_lps_mm=(0.0, 0.0, 0.0), values: int = 0, **attributes) -> list:
+    """Copies slices of a series into `folder` under new UIDs: another acquisition of it, say.
+
+    by_lps_mm: shifts their positions; values: is added to the stored pixels.
+    """
+    import pydicom
+
+    folder, copies = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, file in enumerate(files):
+        copies.append(folder / f"second-{k + 1:04d}.dcm")
+        dataset = pydicom.dcmread(file)
+        pixels = dataset.pixel_array + np.asarray(values, dataset.pixel_array.dtype)
+        dataset.PixelData = pixels.tobytes()
+        dataset.save_as(copies[-1])
+        edit(copies[-1], SOPInstanceUID=f"{dataset.SOPInstanceUID[:50]}.2.{k}", **attributes)
+        move(copies[-1], by_lps_mm=by_lps_mm)
+    return copies
+
+
+def enhanced(
+    path, *scans: Volume, legacy: bool = False, order=None, transfer_syntax: str = "", **attributes
+) -> Path:
+    """Writes Volumes as one multi-frame CT, each a stack of its own, and returns its path.
+
+    order: of the frames, as indices into those of all scans; legacy: as a converted series;
+    attributes: of the file, by keyword.
+    """
+    import pydicom
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    path = Path(path)
+    singles = [
+        (number, pydicom.dcmread(file))
+        for number, scan in enumerate(scans, 1)
+        for file in write_dicom_ct(scan, path.parent / f"{path.name}-{number}")
+    ]
+    for number in range(1, len(scans) + 1):
+        for file in (path.parent / f"{path.name}-{number}").iterdir():
+            file.unlink()
+        (path.parent / f"{path.name}-{number}").rmdir()
+    singles = [singles[k] for k in order] if order is not None else singles
+
+    def macro(groups: Dataset, sequence: str, **values) -> None:
+        item = Dataset()
+        for keyword, value in values.items():
+            setattr(item, keyword, value)
+        setattr(groups, sequence, Sequence([item]))
+
+    frames = []
+    for number, single in singles:
+        groups = Dataset()
+        macro(groups, "PlanePositionSequence", ImagePositionPatient=single.ImagePositionPatient)
+        macro(groups, "FrameContentSequence", StackID=str(number), FrameAcquisitionNumber=1)
+        frames.append(groups)
+    dataset = singles[0][1]
+    shared = Dataset()
+    macro(
+        shared, "PlaneOrientationSequence", ImageOrientationPatient=dataset.ImageOrientationPatient
+    )
+    macro(
+        shared,
+        "PixelMeasuresSequence",
+        PixelSpacing=dataset.PixelSpacing,
+        SliceThickness=dataset.SliceThickness,
+    )
+    macro(shared, "CTImageFrameTypeSequence", FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])
+    macro(
+        shared,
+        "PixelValueTransformationSequence",
+        RescaleSlope=dataset.RescaleSlope,
+        RescaleIntercept=dataset.RescaleIntercept,
+        RescaleType="HU",
+    )
+    pixels = [single.PixelData[: 2 * dataset.Rows * dataset.Columns] for _, single in singles]
+    for keyword in (
+        *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+        *("RescaleSlope", "RescaleIntercept", "RescaleType", "AcquisitionNumber"),
+    ):
+        delattr(dataset, keyword)
+    dataset.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.2.{2 if legacy else 1}"
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.NumberOfFrames = len(frames)
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    dataset.PixelData = b"".join(pixels)
+    dataset.save_as(path, enforce_file_format=True)
+    if transfer_syntax:
+        transcode(path, transfer_syntax)
+    if attributes:
+        edit(path, **attributes)
+    return path

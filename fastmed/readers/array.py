@@ -14,7 +14,7 @@ import numpy as np
 
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
@@ -52,14 +52,18 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
         spacing = _spacing(found) if modality == "ct" else None
         known = spacing is not None
         geometry = Geometry.from_spacing(shape, spacing or (1.0, 1.0, 1.0))
+        conditions = conditions_of(kind, geometry) if modality == "ct" else ("single slice",)
         if modality == "ct":
             warnings = (_AXES,) if known else (_AXES, _NO_SPACING)
+        if modality == "ct" and verdict == "ok" and not known:
+            conditions = (*conditions, "no geometry")
     except _Refused as error:
+        conditions = ("no geometry",)
         kind, verdict, reason = "ct", "refused", str(error)
     except (ValueError, EOFError, OSError) as error:
         if any(word in str(error) for word in _OF_OBJECTS):
             return None
-        kind, verdict = "damaged", "failed"
+        kind, verdict, conditions = "damaged", "failed", ("damaged",)
         text = one_line(error, found.path, found.relative)
         reason = f"it cannot be read as an array ({text})"
     return Series(
@@ -74,6 +78,7 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
         spacing_is_known=known,
         format="array",
         stored=StoredArray(found.path),
+        conditions=conditions,
     )
 
 

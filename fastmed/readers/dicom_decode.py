@@ -1,7 +1,8 @@
-"""Compressed DICOM pixels: decoded in this process, or by others where there are many slices.
+"""Compressed DICOM pixels: decoded in threads by imagecodecs, and what it leaves by pydicom.
 
-The decoders for Python hold its lock while they work (two threads take as long as one), so that
-only processes use more than one core. They are started for one series and end with it.
+pydicom's decoders hold Python's lock while they work (two threads take as long as one), so that
+only processes use more than one core. Where a series has many slices that only they decode, some
+are started for it and end with it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import queue
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +21,8 @@ import numpy as np
 
 import fastmed
 from fastmed.errors import SeriesError
-from fastmed.readers.dicom_header import Header
+from fastmed.readers.dicom_codecs import decode_frame, has_codec
+from fastmed.readers.dicom_header import NATIVE, Header
 from fastmed.readers.dicom_worker import decoded
 from fastmed.readers.series import one_line
 
@@ -28,6 +32,8 @@ SLICES_PER_PROCESS = 32  # fewer would be decoded in the time that a process tak
 @cache
 def why_not(transfer_syntax: str) -> str:
     """Why no decoder here reads a transfer syntax, and what to do; "" where one does."""
+    if has_codec(transfer_syntax):
+        return ""
     from pydicom.pixels import get_decoder
 
     try:
@@ -49,16 +55,20 @@ class Decoder:
     Use it as a context manager: its processes, if any, end with it.
     """
 
-    def __init__(self, slices: int, cores: int) -> None:
-        worth = min(cores, slices // SLICES_PER_PROCESS)
-        self.threads = worth if worth > 1 and sys.executable else 1
+    def __init__(self, headers: Sequence[Header], cores: int) -> None:
+        compressed = [h.transfer_syntax for h in headers if h.transfer_syntax not in NATIVE]
+        for_pydicom = sum(not has_codec(syntax) for syntax in compressed)
+        worth = min(cores, for_pydicom // SLICES_PER_PROCESS)
+        self._processes = worth if worth > 1 and sys.executable else 0
+        self.threads = self._processes or (cores if for_pydicom == 0 else 1)
         self._idle: queue.SimpleQueue = queue.SimpleQueue()
         self._workers: list[subprocess.Popen] = []
+        self._one_at_a_time = threading.Lock()
 
     def __enter__(self) -> Decoder:
         package_folder = str(Path(fastmed.__file__).parents[1])
         search = [package_folder, *filter(None, [os.environ.get("PYTHONPATH")])]
-        for _ in range(self.threads if self.threads > 1 else 0):
+        for _ in range(self._processes):
             worker = subprocess.Popen(
                 [sys.executable, "-P", "-m", "fastmed.readers.dicom_worker"],
                 stdin=subprocess.PIPE,
@@ -77,8 +87,10 @@ class Decoder:
 
     def decode(self, header: Header, target: np.ndarray) -> None:
         """Decodes one slice into `target` [H, W]. Raises SeriesError that names the file."""
+        if decode_frame(header, target):
+            return
         try:
-            pixels = (self._by_worker if self._workers else decoded)(header.path, header.frame)
+            pixels = self._by_pydicom(header.path, header.frame)
         except RuntimeError as error:
             reason = one_line(error, header.path, header.relative)
             name = _name(header.transfer_syntax)
@@ -88,6 +100,12 @@ class Decoder:
                 f"{header.relative}: its pixels are {pixels.shape}, its header says {target.shape}"
             )
         target[...] = pixels
+
+    def _by_pydicom(self, path: str, frame: int) -> np.ndarray:
+        if self._workers:
+            return self._by_worker(path, frame)
+        with self._one_at_a_time:
+            return decoded(path, frame)
 
     def _by_worker(self, path: str, frame: int) -> np.ndarray:
         worker = self._idle.get()

@@ -12,8 +12,14 @@ _MARKS = {
     b"Salted__": "a file encrypted by OpenSSL",
     b"age-encryption.org/": "a file encrypted by age",
 }
+_SUFFIXES = (".p7m", ".p7", ".cms", ".pgp", ".gpg", ".asc", ".age", ".enc")
 _HEAD_BYTES = 64
 _ENCRYPTED_ATTRIBUTES = 0x04000500
+
+
+def bare_name(name: str) -> str:
+    """The name that a file had before it was encrypted, as far as its ending tells."""
+    return next((name[: -len(end)] for end in _SUFFIXES if name.lower().endswith(end)), name)
 
 
 def envelope_of(path: str) -> str:

@@ -34,8 +34,9 @@ def read_evidence(series: Series, sop_instance_uids: Collection[str]) -> list:
     if series.format != "dicom":
         raise SeriesError(f"{series.source} is no DICOM, so that it has no images to refer to")
     with opened(series) as entry:
-        headers = list({h.sop_instance_uid or h.path: h for h in entry.stored.headers}.values())
-        wanted = [header for header in headers if header.sop_instance_uid in sop_instance_uids]
+        headers = entry.stored.headers
+        by_uid = {header.sop_instance_uid: header for header in headers}  # frames share theirs
+        wanted = [h for uid, h in by_uid.items() if uid in sop_instance_uids]
         return [_evidence(header) for header in wanted or [headers[len(headers) // 2]]]
 
 

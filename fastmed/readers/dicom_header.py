@@ -1,59 +1,30 @@
-"""DICOM headers: what fastmed needs to know of one file, read without touching its pixels."""
+"""DICOM headers: what fastmed needs to know of one file, read without touching its pixels.
+
+The native module reads them where it is built and the file is as usual; pydicom reads the rest.
+Both give raw bytes, which get their meaning here.
+"""
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import struct
-import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
-_MARK_END = 132  # a preamble of 128 bytes, then "DICM"
-_HEAD_BYTES = 1 << 16  # most headers fit; a longer one is read again from the file
+from fastmed.readers.dicom_native import native_raw
+from fastmed.readers.dicom_raw import ATTRIBUTES, NATIVE, RawHeader, is_marked, read_raw
+from fastmed.readers.walk import Found
 
-_ATTRIBUTES = {
-    "image_type": 0x00080008,
-    "sop_class_uid": 0x00080016,
-    "sop_instance_uid": 0x00080018,
-    "modality": 0x00080060,
-    "kernel": 0x00181210,
-    "study_uid": 0x0020000D,
-    "series_uid": 0x0020000E,
-    "series_number": 0x00200011,
-    "acquisition_number": 0x00200012,
-    "position": 0x00200032,
-    "orientation": 0x00200037,
-    "frame_of_reference_uid": 0x00200052,
-    "samples": 0x00280002,
-    "photometric": 0x00280004,
-    "frames": 0x00280008,
-    "rows": 0x00280010,
-    "columns": 0x00280011,
-    "pixel_spacing": 0x00280030,
-    "bits_allocated": 0x00280100,
-    "bits_stored": 0x00280101,
-    "pixel_representation": 0x00280103,
-    "padding": 0x00280120,
-    "padding_limit": 0x00280121,
-    "intercept": 0x00281052,
-    "slope": 0x00281053,
-    "rescale_type": 0x00281054,
-    "slice_thickness": 0x00180050,
-    "reconstruction_diameter": 0x00181100,
-}
-_TAGS = [*_ATTRIBUTES.values()]
-_PIXEL_DATA = 0x7FE00010
-_PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
-_UNDEFINED_LENGTH = b"\xff\xff\xff\xff"
-_FRAGMENT, _END_OF_FRAGMENTS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_IMPLICIT_LITTLE = "1.2.840.10008.1.2"
-_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
-_EXPLICIT_BIG = "1.2.840.10008.1.2.2"
-_DAMAGED = "its DICOM header is damaged or cut short; copy the file again from its archive"
+__all__ = ["NATIVE", "Header", "read_header", "read_headers"]
+
+_DAMAGED = (
+    "its DICOM header is damaged, cut short or does not say what it holds; copy the file again "
+    "from its archive"
+)
 _CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
-NATIVE = (_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, _EXPLICIT_BIG)
+_SERIES_KEPT = 256  # series whose shared attributes are remembered between slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,157 +90,128 @@ def read_header(path: str, relative: str, file_bytes: int) -> Header | None:
 
     Raises OSError where it cannot be opened and ValueError where the header is damaged.
     """
-    with open(path, "rb") as file:
-        head = file.read(_MARK_END)
-        if not _looks_like_dicom(head):
-            return None
-        import pydicom  # noqa: F401  out here, so that a broken pydicom is no damaged file
-
-        head += file.read(_HEAD_BYTES)
-        try:
-            with warnings.catch_warnings(action="ignore"):  # they quote what they meet
-                return _read(file, head, path, relative, file_bytes)
-        except OSError:
-            raise
-        except Exception as error:  # pydicom raises whatever its parsers meet in damaged bytes
-            if head[128:132] != b"DICM":
-                return None
-            raise ValueError(_DAMAGED) from error
+    (answer,) = read_headers([Found(path, relative, file_bytes)])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _looks_like_dicom(head: bytes) -> bool:
-    """Whether there is a DICM mark, or, in old files without one, group 2 or 8 at the start."""
-    bare = (
-        head[:2] in (b"\x08\x00", b"\x02\x00") and head[3:4] == b"\x00" and len(head) == _MARK_END
-    )
-    return head[128:132] == b"DICM" or bare
+def read_headers(
+    founds: Sequence[Found],
+) -> list[Header | OSError | ValueError | None]:
+    """Reads the headers of many files in threads; a few hundred at a time are best.
+
+    Returns for each file what `read_header` returns or would raise.
+    """
+    raws = native_raw([found.path for found in founds])
+    return [_answer(found, raw) for found, raw in zip(founds, raws, strict=True)]
 
 
-def _read(file, head: bytes, path: str, relative: str, file_bytes: int) -> Header:
+def _answer(found: Found, raw: RawHeader | None) -> Header | OSError | ValueError | None:
     try:
-        dataset, tail = _parse(io.BytesIO(head))
-        complete = len(tail.bytes) == 12 or len(head) == file_bytes
-    except Exception:  # perhaps only because the header goes on behind `head`
-        complete = False
-    if not complete:
-        file.seek(0)
-        dataset, tail = _parse(file)
-    header = _header(path, relative, file_bytes, dataset, tail)
-    if not (header.sop_class_uid.startswith("1.") or header.modality.isalpha()):
+        raw = raw or read_raw(found.path, found.file_bytes)
+    except OSError as error:
+        return error
+    except ValueError as error:
+        return _damaged(error)
+    try:
+        return raw and _header(found, raw)
+    except ValueError as error:
+        return _damaged(error) if is_marked(found.path) else None
+
+
+def _damaged(cause: ValueError) -> ValueError:
+    damaged = ValueError(_DAMAGED)
+    damaged.__cause__ = cause
+    return damaged
+
+
+def _header(found: Found, raw: RawHeader) -> Header:
+    values = dict(zip(ATTRIBUTES, raw.values, strict=True))
+    own_uid, position = values.pop("sop_instance_uid"), values.pop("position")
+    shared = _meaning(tuple(values.values()), raw.little)
+    sop_class_uid = shared["sop_class_uid"] or raw.media_class_uid
+    if not (sop_class_uid.startswith("1.") or shared["modality"].isalpha()):
         raise ValueError("it does not say what it holds")
-    if header.has_pixels and tail.bytes[8:12] == _UNDEFINED_LENGTH:
-        return replace(header, cut_short=not _has_end(file, tail.offset + 12))
-    return header
+    is_native = raw.has_pixels and raw.transfer_syntax in NATIVE
+    return Header(
+        path=found.path,
+        relative=found.relative,
+        file_bytes=found.file_bytes,
+        transfer_syntax=raw.transfer_syntax,
+        sop_instance_uid=_text(own_uid) or raw.media_instance_uid,
+        position=_decimals(position),
+        has_pixels=raw.has_pixels,
+        cut_short=raw.cut_short,
+        pixel_offset=raw.pixel_offset if is_native else None,
+        **(shared | {"sop_class_uid": sop_class_uid}),
+    )
 
 
-@dataclass(frozen=True)
-class _Tail:
-    """Where the header ends and the 12 bytes that follow it: those of PixelData, or none."""
-
-    offset: int
-    bytes: bytes
+_SHARED = [name for name in ATTRIBUTES if name not in ("sop_instance_uid", "position")]
 
 
-def _parse(file):
-    """Returns (dataset, _Tail)."""
-    import pydicom
-
-    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-    tail = _Tail(file.tell(), file.read(12))
-    if getattr(dataset.file_meta, "TransferSyntaxUID", "") == _DEFLATED:
-        file.seek(0)
-        there = _PIXEL_DATA in pydicom.dcmread(file, specific_tags=[_PIXEL_DATA])
-        tail = _Tail(0, _PIXEL_DATA_TAG * 3 if there else b"")
-    return dataset, tail
-
-
-def _header(path, relative, file_bytes, dataset, tail: _Tail) -> Header:
-    meta = getattr(dataset, "file_meta", {})
-    syntax = str(meta.get("TransferSyntaxUID", "") or "")
-    implicit, little = dataset.original_encoding
-    if not syntax:
-        syntax = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE if little else _EXPLICIT_BIG
-    values = {name: _raw(dataset, tag) for name, tag in _ATTRIBUTES.items()}
-
-    def text(name: str) -> str:
-        return values[name].decode("latin-1").strip(" \0")
-
-    def code(name: str) -> str:
-        """A code word; other text, as damage brings it, may hold a name and is never shown."""
-        word = text(name).upper()
-        return word if _CODE.fullmatch(word) else "?"
+@lru_cache(maxsize=_SERIES_KEPT)
+def _meaning(values: tuple[bytes, ...], little: bool) -> dict:
+    """What the attributes say that the slices of a series mostly share, by the names in Header."""
+    raw = dict(zip(_SHARED, values, strict=True))
 
     def number(name: str, missing: int = 0) -> int:
-        raw = values[name][:2]
-        return struct.unpack("<H" if little else ">H", raw)[0] if len(raw) == 2 else missing
-
-    def decimals(name: str) -> tuple[float, ...]:
-        return tuple(_decimal(part) for part in text(name).split("\\")) if text(name) else ()
-
-    def first_decimal(name: str) -> float | None:
-        return decimals(name)[0] if text(name) else None
-
-    def whole(name: str) -> int | None:
-        value = first_decimal(name)
-        return int(value) if value is not None and math.isfinite(value) else None
+        value = raw[name][:2]
+        return struct.unpack("<H" if little else ">H", value)[0] if len(value) == 2 else missing
 
     signed = number("pixel_representation") == 1
-    group, element = struct.unpack("<HH" if little else ">HH", tail.bytes[:4].ljust(4, b"\0"))
-    has_pixels = group << 16 | element == _PIXEL_DATA
-    offset = tail.offset + (8 if implicit else 12) if has_pixels and syntax in NATIVE else None
-    return Header(
-        path=path,
-        relative=relative,
-        file_bytes=file_bytes,
-        transfer_syntax=syntax,
-        sop_class_uid=text("sop_class_uid") or str(meta.get("MediaStorageSOPClassUID", "") or ""),
-        sop_instance_uid=text("sop_instance_uid")
-        or str(meta.get("MediaStorageSOPInstanceUID", "") or ""),
-        modality=code("modality"),
-        image_type=tuple(word.strip().upper() for word in text("image_type").split("\\")),
-        kernel=text("kernel"),
-        study_uid=text("study_uid"),
-        series_uid=text("series_uid"),
-        frame_of_reference_uid=text("frame_of_reference_uid"),
-        series_number=text("series_number"),
-        acquisition_number=whole("acquisition_number"),
-        position=decimals("position"),
-        orientation=decimals("orientation"),
-        pixel_spacing=decimals("pixel_spacing"),
-        rows=number("rows"),
-        columns=number("columns"),
-        samples=number("samples", missing=1),
-        frames=whole("frames") or 1,
-        photometric=code("photometric"),
-        bits_allocated=number("bits_allocated"),
-        bits_stored=number("bits_stored") or number("bits_allocated"),
-        signed=signed,
-        slope=first_decimal("slope"),
-        intercept=first_decimal("intercept"),
-        rescale_type=code("rescale_type"),
-        padding=_padding(values["padding"], values["padding_limit"], signed, little),
-        has_pixels=has_pixels,
-        cut_short=False,
-        pixel_offset=offset,
-        slice_thickness=first_decimal("slice_thickness"),
-        reconstruction_diameter=first_decimal("reconstruction_diameter"),
-    )
+    return {
+        "sop_class_uid": _text(raw["sop_class_uid"]),
+        "modality": _code(raw["modality"]),
+        "image_type": tuple(word.strip().upper() for word in _text(raw["image_type"]).split("\\")),
+        "kernel": _text(raw["kernel"]),
+        "study_uid": _text(raw["study_uid"]),
+        "series_uid": _text(raw["series_uid"]),
+        "frame_of_reference_uid": _text(raw["frame_of_reference_uid"]),
+        "series_number": _text(raw["series_number"]),
+        "acquisition_number": _whole(raw["acquisition_number"]),
+        "orientation": _decimals(raw["orientation"]),
+        "pixel_spacing": _decimals(raw["pixel_spacing"]),
+        "rows": number("rows"),
+        "columns": number("columns"),
+        "samples": number("samples", missing=1),
+        "frames": _whole(raw["frames"]) or 1,
+        "photometric": _code(raw["photometric"]),
+        "bits_allocated": number("bits_allocated"),
+        "bits_stored": number("bits_stored") or number("bits_allocated"),
+        "signed": signed,
+        "slope": _first_decimal(raw["slope"]),
+        "intercept": _first_decimal(raw["intercept"]),
+        "rescale_type": _code(raw["rescale_type"]),
+        "padding": _padding(raw["padding"], raw["padding_limit"], signed, little),
+        "slice_thickness": _first_decimal(raw["slice_thickness"]),
+        "reconstruction_diameter": _first_decimal(raw["reconstruction_diameter"]),
+    }
 
 
-def _has_end(file, offset: int) -> bool:
-    """Walks the fragments of compressed pixels to the mark behind the last one."""
-    while True:
-        file.seek(offset)
-        mark = file.read(8)
-        if mark[:4] != _FRAGMENT or len(mark) < 8:
-            return mark[:4] == _END_OF_FRAGMENTS
-        offset += 8 + struct.unpack("<L", mark[4:])[0]
+def _text(value: bytes) -> str:
+    return value.decode("latin-1").strip(" \0")
 
 
-def _raw(dataset, tag: int) -> bytes:
-    element = dataset.get_item(tag)
-    value = element.value if element is not None else None
-    return value if isinstance(value, bytes) else b""
+def _code(value: bytes) -> str:
+    """A code word; other text, as damage brings it, may hold a name and is never shown."""
+    word = _text(value).upper()
+    return word if _CODE.fullmatch(word) else "?"
+
+
+def _decimals(value: bytes) -> tuple[float, ...]:
+    text = _text(value)
+    return tuple(map(_decimal, text.split("\\"))) if text else ()
+
+
+def _first_decimal(value: bytes) -> float | None:
+    return next(iter(_decimals(value)), None)
+
+
+def _whole(value: bytes) -> int | None:
+    number = _first_decimal(value)
+    return int(number) if number is not None and math.isfinite(number) else None
 
 
 def _decimal(text: str) -> float:

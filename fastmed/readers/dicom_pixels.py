@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.readers.dicom_decode import Decoder
 from fastmed.readers.dicom_header import NATIVE, Header
+from fastmed.readers.dicom_native import PixelSlice, cores, is_built, native_slices
 from fastmed.readers.series import Series
 from fastmed.volume import SourceSlice, Volume
 
@@ -17,13 +20,18 @@ AIR_HU = -1024.0
 _TISSUE_HU = (-900.0, 3000.0)
 _BIG_ENDIAN = NATIVE[2]
 
+Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
-def read_dicom(series: Series) -> Volume:
+
+def read_dicom(series: Series, *, allocate: Allocate = np.empty) -> Volume:
     """Reads the voxels of a DICOM series with the verdict "ok".
 
     Padding becomes air. Slices with one rescale stay as stored; with several, or of several
     pixel types, they become float32 HU. Slices that do not lie on the grid's planes are
     interpolated linearly between their neighbours along the stack.
+
+    allocate: (shape, dtype) -> C-contiguous array that the voxels go to, such as one in pinned or
+        in shared memory.
 
     Raises SeriesError that names the file.
     """
@@ -33,33 +41,23 @@ def read_dicom(series: Series) -> Volume:
     uniform = len(dtypes) == 1 and len(rescales) == 1
     slope, intercept = next(iter(rescales)) if uniform else (1.0, 0.0)
     dtype = next(iter(dtypes)) if uniform else np.dtype(np.float32)
-    slices = np.empty((len(headers), headers[0].rows, headers[0].columns), dtype)
+    resliced = stored.z_index != tuple(range(stored.planes))
+    shape = (len(headers), headers[0].rows, headers[0].columns)
+    slices = (np.empty if resliced else allocate)(shape, dtype)
 
-    def fill(k: int) -> int:
-        header = headers[k]
-        target = slices[k] if uniform else np.empty(slices.shape[1:], _dtype(header))
-        if header.transfer_syntax in NATIVE:
-            _read_native(header, target)
-        else:
-            decoder.decode(header, target)
-        padded = _padding_to_air(header, target)
-        if not uniform:
-            scale, shift = _rescale(header)
-            slices[k] = target * scale + shift
-        return padded
-
-    compressed = sum(header.transfer_syntax not in NATIVE for header in headers)
-    with Decoder(compressed, _cores()) as decoder:
-        threads = decoder.threads if compressed else _cores()
-        padded = _in_parallel(fill, len(headers), threads)
+    if uniform and is_built() and all(header.transfer_syntax in NATIVE for header in headers):
+        padded = _read_at_once(headers, slices)
+    else:
+        padded = _read_each(headers, slices, uniform)
 
     warnings = [*series.warnings]
     if not uniform:
         warnings.append("slices differ in rescale or pixel type: converted to float32 HU")
     warnings += _padding_in_tissue(headers, padded)
     voxels = slices
-    if stored.z_index != tuple(range(stored.planes)):
-        voxels = _interpolate(slices, np.array(stored.z_index), stored.planes)
+    if resliced:
+        voxels = allocate((stored.planes, *shape[1:]), dtype)
+        _interpolate(slices, np.array(stored.z_index), voxels)
     return Volume(
         voxels=voxels,
         geometry=series.geometry,
@@ -84,6 +82,53 @@ def _rescale(header: Header) -> tuple[float, float]:
     return slope, 0.0 if header.intercept is None else header.intercept
 
 
+def _read_at_once(headers: tuple[Header, ...], slices: np.ndarray) -> list[int]:
+    """Reads uncompressed slices of one pixel type by the native module; returns padded voxels."""
+    padded = [0] * len(headers)
+    kinds = defaultdict(list)
+    for k, header in enumerate(headers):
+        kinds[header.transfer_syntax == _BIG_ENDIAN, _unused_bits(header)].append(k)
+    for (big_endian, unused_bits), members in kinds.items():
+        whole = len(members) == len(headers)
+        voxels = slices if whole else np.empty((len(members), *slices.shape[1:]), slices.dtype)
+        wanted = [_pixel_slice(headers[k], slices.dtype) for k in members]
+        reads = native_slices(wanted, voxels, big_endian=big_endian, unused_bits=unused_bits)
+        for k, read in zip(members, reads, strict=True):
+            if read.error:
+                raise SeriesError(f"{headers[k].relative}: {os.strerror(read.error)}")
+            if read.file_bytes < slices[k].nbytes:
+                raise _truncated(headers[k], read.file_bytes, slices[k].nbytes)
+            padded[k] = read.padded
+        if not whole:
+            slices[members] = voxels
+    return padded
+
+
+def _pixel_slice(header: Header, dtype: np.dtype) -> PixelSlice:
+    low, high, air = _padding(header, dtype) or (1, 0, 0)
+    return PixelSlice(header.path, header.pixel_offset, low, high, air)
+
+
+def _read_each(headers: tuple[Header, ...], slices: np.ndarray, uniform: bool) -> list[int]:
+    """Reads slices one by one, of any pixel types and codings; returns padded voxels of each."""
+
+    def fill(k: int) -> int:
+        header = headers[k]
+        target = slices[k] if uniform else np.empty(slices.shape[1:], _dtype(header))
+        if header.transfer_syntax in NATIVE:
+            _read_native(header, target)
+        else:
+            decoder.decode(header, target)
+        padded = _padding_to_air(header, target)
+        if not uniform:
+            scale, shift = _rescale(header)
+            slices[k] = target * scale + shift
+        return padded
+
+    with Decoder(headers, cores()) as decoder:
+        return _in_parallel(fill, len(headers), decoder.threads)
+
+
 def _read_native(header: Header, target: np.ndarray) -> None:
     """Reads uncompressed pixels straight into `target`."""
     try:
@@ -95,28 +140,44 @@ def _read_native(header: Header, target: np.ndarray) -> None:
     except OSError as error:
         raise SeriesError(f"{header.relative}: {error.strerror or error}") from error
     if view:
-        raise SeriesError(
-            f"{header.relative} is truncated: {target.nbytes - len(view)} of {target.nbytes} "
-            "bytes of pixels; copy it again from its archive"
-        )
+        raise _truncated(header, target.nbytes - len(view), target.nbytes)
     if header.transfer_syntax == _BIG_ENDIAN:
         target.byteswap(inplace=True)
-    unused = header.bits_allocated - header.bits_stored
-    if unused > 0:  # whatever stands in the unused high bits is no part of the value
+    unused = _unused_bits(header)
+    if unused > 0:
         np.left_shift(target, unused, out=target)
         np.right_shift(target, unused, out=target)
 
 
-def _padding_to_air(header: Header, target: np.ndarray) -> int:
-    """Gives padding voxels the stored value of air; returns how many there were."""
+def _truncated(header: Header, there: int, wanted: int) -> SeriesError:
+    return SeriesError(
+        f"{header.relative} is truncated: {there} of {wanted} bytes of pixels; copy it again from "
+        "its archive"
+    )
+
+
+def _unused_bits(header: Header) -> int:
+    """High bits of a stored pixel that are no part of its value, whatever stands in them."""
+    return max(header.bits_allocated - header.bits_stored, 0)
+
+
+def _padding(header: Header, dtype: np.dtype) -> tuple[int, int, int] | None:
+    """The stored values (low, high) that are padding, and that of air; None without padding."""
     if header.padding is None:
-        return 0
+        return None
     slope, intercept = _rescale(header)
-    info = np.iinfo(target.dtype)
+    info = np.iinfo(dtype)
     air = int(np.clip(np.rint((AIR_HU - intercept) / slope), info.min, info.max))
     low, high = max(header.padding[0], info.min), min(header.padding[1], info.max)
-    if low > high or low == high == air:
+    return None if low > high or low == high == air else (low, high, air)
+
+
+def _padding_to_air(header: Header, target: np.ndarray) -> int:
+    """Gives padding voxels the stored value of air; returns how many there were."""
+    padding = _padding(header, target.dtype)
+    if padding is None:
         return 0
+    low, high, air = padding
     mask = (target >= low) & (target <= high)
     target[mask] = air
     return int(np.count_nonzero(mask))
@@ -135,9 +196,9 @@ def _padding_in_tissue(headers: tuple[Header, ...], padded: list[int]) -> list[s
     return []
 
 
-def _interpolate(slices: np.ndarray, z_index: np.ndarray, planes: int) -> np.ndarray:
-    """Fills `planes` planes from slices [n, H, W] at rising fractional planes z_index [n]."""
-    voxels = np.empty((planes, *slices.shape[1:]), slices.dtype)
+def _interpolate(slices: np.ndarray, z_index: np.ndarray, voxels: np.ndarray) -> None:
+    """Fills voxels [planes, H, W] from slices [n, H, W] at rising fractional planes z_index [n]."""
+    planes = len(voxels)
     above = np.clip(np.searchsorted(z_index, np.arange(planes)), 1, len(z_index) - 1)
     weights = (np.arange(planes) - z_index[above - 1]) / (z_index[above] - z_index[above - 1])
 
@@ -150,8 +211,7 @@ def _interpolate(slices: np.ndarray, z_index: np.ndarray, planes: int) -> np.nda
         low += weight * (high - low)
         voxels[plane] = low if voxels.dtype.kind == "f" else np.rint(low)
 
-    _in_parallel(fill, planes, _cores())
-    return voxels
+    _in_parallel(fill, planes, cores())
 
 
 def _in_parallel(work, count: int, threads: int) -> list:
@@ -162,9 +222,3 @@ def _in_parallel(work, count: int, threads: int) -> list:
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1

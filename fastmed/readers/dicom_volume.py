@@ -110,6 +110,8 @@ def _judged(members: list[Header], found, strict: bool, notes: Notes) -> Series:
         words = f"tilted {geometry.tilt_degrees:.1f} degrees, {words}"
         notes.add("tilted")
     if found.state != dicom_stack.UNIFORM:
+        if found.state == dicom_stack.MISSING and found.planes > 2 * len(members):
+            raise Doubt(f"{words}: more than the {len(members)} that are there; find them")
         if strict:
             raise Doubt(f"{words}; --lenient {_REMEDY[found.state]}")
         if found.sideways_mm > min(first.pixel_spacing):
@@ -131,14 +133,13 @@ def _judged(members: list[Header], found, strict: bool, notes: Notes) -> Series:
 
 
 def _part_of_file(members: list[Header]) -> str:
-    """Which frames of its file a volume has, where they are not all."""
-    first = members[0]
-    if first.frames == 1 or any(header.path != first.path for header in members):
+    """Which frames of its files a volume has, where they are not all; each stack says others."""
+    files = {header.path: header.frames for header in members}
+    total, first = sum(files.values()), min(files)
+    if max(files.values()) == 1 or total == len(members):
         return ""
-    numbers = [header.frame + 1 for header in members]
-    if len(numbers) == first.frames:
-        return ""
-    return f", {len(numbers)} of {first.frames} frames, from {min(numbers)} to {max(numbers)}"
+    numbers = [header.frame + 1 for header in members if header.path == first]
+    return f", {len(members)} of {total} frames, from {min(numbers)} to {max(numbers)}"
 
 
 _CONDITION = {

@@ -10,7 +10,7 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
@@ -24,7 +24,11 @@ AIR_HU = -1024.0
 
 
 class _Refused(SeriesError):
-    """Why a file is not taken."""
+    """Why a file is not taken, and its condition."""
+
+    def __init__(self, reason: str, condition: str = "no geometry") -> None:
+        super().__init__(reason)
+        self.condition = condition
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,11 @@ def image_entry(found: Found, *, strict: bool) -> Series:
         reader = _header(found)
         shape = tuple(int(n) for n in reader.GetSize()[::-1])
         if len(shape) != 3 or shape[0] == 1 or reader.GetNumberOfComponents() != 1:
-            raise _Refused(f"it has shape {shape}: expected one volume of three axes, no colour")
+            flat = len(shape) == 3 and shape[0] == 1 and reader.GetNumberOfComponents() == 1
+            raise _Refused(
+                f"it has shape {shape}: expected one volume of three axes, no colour",
+                "single slice" if flat else "not in hu",
+            )
         geometry = image_geometry(reader, shape, strict, warnings)
         voxels = _voxels(found.path, found.relative)
         kind, reason = content((plane.ravel() for plane in voxels), 1.0, 0.0)
@@ -50,9 +58,12 @@ def image_entry(found: Found, *, strict: bool) -> Series:
         if kind == "ct":
             spacing = " x ".join(f"{s:g}" for s in np.round(geometry.spacing_mm_zyx, 3))
             reason = f"CT volume, {spacing} mm"
+        conditions = conditions_of(kind, geometry)
     except _Refused as error:
-        kind, verdict, reason = "ct" if geometry is None else "not in hu", "refused", str(error)
+        conditions, verdict, reason = (error.condition,), "refused", str(error)
+        kind = "not in hu" if error.condition == "not in hu" else "ct"
     except SeriesError as error:
+        conditions = ("damaged",)
         kind, verdict, reason = "damaged", "failed", str(error)
     return Series(
         name=name_from_path(found.relative),
@@ -65,6 +76,7 @@ def image_entry(found: Found, *, strict: bool) -> Series:
         geometry=geometry if verdict == "ok" else None,
         format="image",
         stored=StoredImage(found.path),
+        conditions=conditions,
     )
 
 

@@ -133,12 +133,16 @@ def _facts(batch: list[tuple[Found, Found | None]], modality: str) -> Iterator[F
             condition, passing = found.condition or "damaged", not found.mtime_ns
             yield Fact(found, DAMAGED, None, found.problem, condition, passing)
         elif sort == DAMAGED:
-            yield Fact(found, DAMAGED, reason="an empty file (0 bytes); copy it again")
+            reason = "an empty file (0 bytes); copy it again"
+            yield Fact(found, DAMAGED, reason=reason, condition="truncated")
         else:
             yield Fact(found, sort)
-    headers = _read_headers([there for _, there in perhaps_dicom])
-    for (found, there), header in zip(perhaps_dicom, headers, strict=True):
-        yield _fact(found, there, header)
+    if perhaps_dicom:
+        from fastmed.readers.dicom_header import read_headers
+
+        headers = read_headers([there for _, there in perhaps_dicom])
+        for (found, there), header in zip(perhaps_dicom, headers, strict=True):
+            yield _fact(found, there, header)
 
 
 def _sort(found: Found, modality: str) -> str:
@@ -247,19 +251,6 @@ def not_images(first: list[Found], count: int, modality: str) -> Series:
     )
 
 
-def _read_headers(founds: list[Found]) -> list[Header | Exception | None]:
-    """Reads the headers of some hundred files; None where a file is no DICOM."""
-    from fastmed.readers.dicom_header import read_header
-
-    headers: list[Header | Exception | None] = []
-    for found in founds:
-        try:
-            headers.append(read_header(found.path, found.relative, found.file_bytes))
-        except (OSError, ValueError) as error:
-            headers.append(error)
-    return headers
-
-
 def _fact(found: Found, there: Found, header: Header | Exception | None) -> Fact:
     if isinstance(header, OSError):
         return Fact(found, DAMAGED, reason=header.strerror or str(header), passing=True)
@@ -277,10 +268,12 @@ def _fact(found: Found, there: Found, header: Header | Exception | None) -> Fact
 
 
 def _envelope(found: Found) -> str:
-    from fastmed.readers.dicom_encryption import envelope_of
+    """As what a file that is named as a scan is encrypted; "" else."""
+    from fastmed.readers.dicom_encryption import bare_name, envelope_of
 
+    named = _was_an_image(bare_name(found.relative.lower()), "ct")
     try:
-        return envelope_of(found.path)
+        return envelope_of(found.path) if named else ""
     except OSError:
         return ""
 

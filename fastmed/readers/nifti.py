@@ -11,7 +11,7 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
@@ -33,7 +33,15 @@ class StoredNifti:
 
 
 class _Refused(SeriesError):
-    """Why a file is not taken."""
+    """Why a file is not taken, and its condition."""
+
+    def __init__(self, reason: str, condition: str = "no geometry") -> None:
+        super().__init__(reason)
+        self.condition = condition
+
+
+class _CutShort(SeriesError):
+    """That a file ends before its voxels do."""
 
 
 def nifti_entry(found: Found) -> Series:
@@ -49,9 +57,12 @@ def nifti_entry(found: Found) -> Series:
         verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
         if kind == "ct":
             reason = f"CT volume, {_spacing(geometry)} mm"
+        conditions = conditions_of(kind, geometry)
     except _Refused as error:
-        kind, verdict, reason = "not in hu" if stored is None else "ct", "refused", str(error)
+        conditions, verdict, reason = (error.condition,), "refused", str(error)
+        kind = "not in hu" if error.condition == "not in hu" else "ct"
     except (SeriesError, OSError) as error:
+        conditions = ("truncated" if isinstance(error, _CutShort) else "damaged",)
         kind, verdict, reason = "damaged", "failed", one_line(error, found.path, found.relative)
     return Series(
         name=name_from_path(found.relative),
@@ -64,6 +75,7 @@ def nifti_entry(found: Found) -> Series:
         geometry=geometry if verdict == "ok" else None,
         format="nifti",
         stored=stored,
+        conditions=conditions,
     )
 
 
@@ -112,14 +124,16 @@ def _shape(image) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape) < 1:
         raise _Refused(f"it has shape {image.shape}: expected one volume of three axes")
     if shape[2] == 1:
-        raise _Refused("a volume with one slice: the distance between slices is unknown")
+        reason = "a volume with one slice: the distance between slices is unknown"
+        raise _Refused(reason, "single slice")
     return shape[::-1]
 
 
 def _stored(image, found: Found) -> StoredNifti:
     dtype = image.header.get_data_dtype()
     if dtype.kind not in "iuf":
-        raise _Refused(f"its voxels are of type {dtype}: colour or complex values are no HU")
+        reason = f"its voxels are of type {dtype}: colour or complex values are no HU"
+        raise _Refused(reason, "not in hu")
     proxy = image.dataobj  # nibabel moves the scaling from the header to here
     return StoredNifti(
         path=found.path,
@@ -180,7 +194,7 @@ def _byte_blocks(path: str, offset: int, count: int, name: str) -> Iterator[byte
             yield piece
             if not left:
                 return
-    raise SeriesError(
+    raise _CutShort(
         f"{where}truncated: {count - left} of {count} bytes of voxels; copy the file again"
     )
 

@@ -34,12 +34,13 @@ def picture_entry(found: Found) -> Series:
     try:
         shape = (1, *_shape(found.path))
         geometry = Geometry.from_spacing(shape, (1.0, 1.0, 1.0))
-        kind, verdict = "grey image", "ok"
+        kind, verdict, conditions = "grey image", "ok", ("single slice",)
         reason = f"grey image, {shape[2]} x {shape[1]} pixels"
     except _Refused as error:
+        conditions = ("not in hu",)
         kind, verdict, reason = "grey image", "refused", str(error)
     except Exception as error:  # Pillow raises whatever damaged bytes lead it to
-        kind, verdict = "damaged", "failed"
+        kind, verdict, conditions = "damaged", "failed", ("damaged",)
         text = one_line(error, found.path, found.relative)
         reason = f"it cannot be read as a picture ({text})"
     return Series(
@@ -52,6 +53,7 @@ def picture_entry(found: Found) -> Series:
         geometry=geometry,
         format="picture",
         stored=StoredPicture(found.path),
+        conditions=conditions,
     )
 
 

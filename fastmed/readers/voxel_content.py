@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from fastmed.geometry import Geometry
+from fastmed.readers.dicom_stack import TILT_WORTH_NAMING_DEGREES
+
 NOT_A_NUMBER = "voxels are not a number"  # in a reader's warning
 AIR_BELOW_HU = -200.0  # a body, its lungs and the air around it are never all above this
 _LABELS = 256  # a label map has no more different values than this
@@ -42,3 +45,13 @@ def content(blocks: Iterable[np.ndarray], slope: float, intercept: float) -> tup
         f"{found}: neither Hounsfield units (air is missing: nothing lies below "
         f"{AIR_BELOW_HU:g}) nor labels; store the scan in HU"
     )
+
+
+def conditions_of(kind: str, geometry: Geometry) -> tuple[str, ...]:
+    """The conditions of voxels of this kind that lie on one grid."""
+    if kind != "ct":
+        return (kind,)
+    if geometry.shape_zyx[0] == 1:
+        return ("single slice",)
+    leans = geometry.tilt_degrees > TILT_WORTH_NAMING_DEGREES
+    return ("uniform", "tilted") if leans else ("uniform",)

@@ -1,0 +1,91 @@
+"""Compressed DICOM frames decoded by imagecodecs, which leaves Python's lock while it works.
+
+A stream is decoded only where what it says of itself is what its DICOM header says, so that no
+size that damage made up is allocated. All else is left to pydicom.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from fastmed.readers.dicom_header import Header
+from fastmed.readers.dicom_native import is_built, native_frame
+from fastmed.readers.dicom_stream import StreamFacts, stream_facts
+
+_BASE = "1.2.840.10008.1.2."
+_RLE = f"{_BASE}5"
+_JPEG_2000 = {f"{_BASE}4.{n}": "jpeg2k" for n in (90, 91)}
+_HTJ2K = {f"{_BASE}4.{n}": "htj2k" for n in (201, 202, 203)}
+_JPEG_LS = {f"{_BASE}4.{n}": "jpegls" for n in (80, 81)}
+_JPEG = {f"{_BASE}4.{n}": "jpeg8" for n in (50, 51, 57, 70)}  # libjpeg-turbo: 8 to 16 bits
+_CODECS = {_RLE: "dicomrle", **_JPEG_2000, **_HTJ2K, **_JPEG_LS, **_JPEG}
+
+
+@cache
+def has_codec(transfer_syntax: str) -> bool:
+    """Whether frames of a transfer syntax can be decoded here, as far as it tells."""
+    return is_built() and _codec(transfer_syntax) is not None
+
+
+def decode_frame(header: Header, target: np.ndarray) -> bool:
+    """Decodes a slice into `target` [H, W]; False where that is for pydicom to do or to refuse."""
+    if not has_codec(header.transfer_syntax) or header.samples != 1 or header.frames != 1:
+        return False
+    frame = native_frame(header.path)
+    if frame is None:
+        return False
+    try:
+        pixels = _decoded(header, frame, target)
+    except (RuntimeError, ValueError, TypeError, OverflowError):  # codecs' errors are RuntimeErrors
+        return False
+    if pixels is None or pixels.shape != target.shape:
+        return False
+    target[...] = pixels
+    return True
+
+
+def _codec(transfer_syntax: str):
+    """imagecodecs' decoding function, None where this build of it lacks one."""
+    name = _CODECS.get(transfer_syntax)
+    if name is None:
+        return None
+    try:
+        import imagecodecs
+    except ImportError:
+        return None
+    codec = getattr(imagecodecs, name.upper(), None)
+    available = codec is not None and codec.available
+    return getattr(imagecodecs, f"{name}_decode") if available else None
+
+
+def _decoded(header: Header, frame: bytes, target: np.ndarray) -> np.ndarray | None:
+    """The pixels in the type of `target`; None where the stream is not what the header says."""
+    decode = _codec(header.transfer_syntax)
+    if header.transfer_syntax == _RLE:
+        raw = decode(np.frombuffer(frame, np.uint8), target.dtype)
+        if len(raw) != target.nbytes:
+            return None
+        pixels = np.frombuffer(bytearray(raw), target.dtype).reshape(target.shape)
+        return _without_bits(pixels, header.bits_allocated - header.bits_stored)
+    facts = stream_facts(frame)
+    if facts is None or facts[:3] != (*target.shape, 1):
+        return None
+    pixels = decode(frame)
+    if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize != target.dtype.itemsize:
+        return None
+    return _without_bits(pixels.view(target.dtype), _unused_bits(header, facts))
+
+
+def _unused_bits(header: Header, facts: StreamFacts) -> int:
+    """How many high bits of a decoded pixel are no part of its value, by the rules of pydicom."""
+    if header.transfer_syntax in _JPEG:
+        return header.bits_allocated - header.bits_stored
+    mends = header.signed if header.transfer_syntax in _JPEG_LS else header.signed != facts.signed
+    return header.bits_allocated - facts.precision if mends else 0
+
+
+def _without_bits(pixels: np.ndarray, unused: int) -> np.ndarray:
+    """Drops the unused high bits, so that the highest used one is the sign of signed pixels."""
+    return (pixels << unused) >> unused if unused > 0 else pixels
