@@ -26,7 +26,7 @@ except ImportError:  # where there is no flock, nothing is kept
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value);
-CREATE TABLE listings (id INTEGER PRIMARY KEY, digest BLOB UNIQUE, run INTEGER);
+CREATE TABLE listings (id INTEGER PRIMARY KEY, digest BLOB UNIQUE, run INTEGER, files INTEGER);
 CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB, prefix BLOB, packed INTEGER,
     UNIQUE (path, prefix));
 CREATE TABLE groups (id INTEGER PRIMARY KEY, key BLOB UNIQUE);

@@ -10,8 +10,10 @@ import hashlib
 import heapq
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
+from itertools import islice
 
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.index_store import Counts, IndexStore
@@ -19,6 +21,7 @@ from fastmed.readers.judge import (
     DICOM,
     NAMED,
     OTHER,
+    PACKED,
     Fact,
     entries_of,
     entry_of,
@@ -26,6 +29,7 @@ from fastmed.readers.judge import (
     first_of,
     group_of,
     has_companion,
+    is_opened,
     not_images,
 )
 from fastmed.readers.series import RANK, Series
@@ -106,69 +110,112 @@ class _Stream:
 
     def _look_at(self, listing: Listing) -> None:
         digest = _digest(listing)
-        known = self._sql("SELECT id FROM listings WHERE digest = ?", (digest,)).fetchone()
-        if known:
+        query = "SELECT id, files FROM listings WHERE digest = ?"
+        if known := self._sql(query, (digest,)).fetchone():
             self._sql("UPDATE listings SET run = ? WHERE id = ?", (self._run, known[0]))
-            self._counts.unchanged += len(listing.rows)
+            self._counts.unchanged += known[1]
             return
-        new = self._sql("INSERT INTO listings (run) VALUES (?)", (self._run,)).lastrowid
-        folder, before = self._folder(listing)
-        same = []
+        insert = "INSERT INTO listings (run, files) VALUES (?, 0)"
+        new = self._sql(insert, (self._run,)).lastrowid
+        folder = self._folder(listing.folder, listing.prefix)
+        before = self._before(folder, listing)
         for found in listing.founds():
             name = _bytes(os.path.basename(found.path))
             now = (found.file_bytes, found.mtime_ns, found.inode)
             if before.get(name) == now and not has_companion(found.relative):
-                same.append((new, folder, name))
+                self._keep(new, folder, name, found)
             else:
                 self._pending.append((new, folder, found))
-        self._many("UPDATE files SET listing = ? WHERE folder = ? AND name = ?", same)
-        self._counts.unchanged += len(same)
         if not listing.problems:
             self._complete.append((digest, new))
 
-    def _folder(self, listing: Listing) -> tuple[int, dict[bytes, tuple[int, int, int]]]:
-        """Its number, and what is known of the files that the listing names."""
-        place = (_bytes(listing.folder), _bytes(listing.prefix))
+    def _keep(self, listing: int, folder: int, name: bytes, found: Found) -> None:
+        """Notes that a file, or an archive and its members, is what it was."""
+        update = "UPDATE files SET listing = ? WHERE folder = ?"
+        count = self._sql(f"{update} AND name = ?", (listing, folder, name)).rowcount
+        if is_opened(found):
+            inside = self._folder(found.path, f"{found.relative}/", packed=True)
+            count += self._sql(update, (listing, inside)).rowcount
+        self._sql("UPDATE listings SET files = files + ? WHERE id = ?", (count, listing))
+        self._counts.unchanged += count
+
+    def _folder(self, path: str, prefix: str, packed: bool = False) -> int:
+        """The number of a folder, or of an archive that is one."""
+        place = (_bytes(path), _bytes(prefix))
         query = "SELECT id FROM folders WHERE path = ? AND prefix = ?"
-        known = self._sql(query, place).fetchone()
-        if not known:
-            insert = "INSERT INTO folders (path, prefix, packed) VALUES (?, ?, 0)"
-            return self._sql(insert, place).lastrowid, {}
+        if known := self._sql(query, place).fetchone():
+            return known[0]
+        insert = "INSERT INTO folders (path, prefix, packed) VALUES (?, ?, ?)"
+        return self._sql(insert, (*place, packed)).lastrowid
+
+    def _before(self, folder: int, listing: Listing) -> dict[bytes, tuple[int, int, int]]:
+        """By what the files that a listing names were told apart; older listings no longer hold."""
+        if not listing.rows:
+            return {}
         names = [_bytes(row[0]) for row in listing.rows]
-        if not names:
-            return known[0], {}
         rows = self._sql(
-            "SELECT name, size, mtime_ns, inode FROM files"
-            " WHERE folder = ? AND name BETWEEN ? AND ? AND NOT passing",
-            (known[0], min(names), max(names)),
-        )
-        return known[0], {name: tuple(row) for name, *row in rows}
+            "SELECT name, size, mtime_ns, inode, listing, passing FROM files"
+            " WHERE folder = ? AND name BETWEEN ? AND ?",
+            (folder, min(names), max(names)),
+        ).fetchall()
+        older = {(row[4],) for row in rows}
+        self._many("UPDATE listings SET digest = NULL WHERE id = ?", older)
+        return {
+            name: (size, mtime, inode)
+            for name, size, mtime, inode, _, passing in rows
+            if not passing
+        }
 
     def _read_pending(self) -> None:
-        where = {found.place: (listing, folder) for listing, folder, found in self._pending}
-        rows, changed, passing = [], set(), set()
-        for fact in facts_of([found for *_, found in self._pending], self._modality):
-            listing, folder = where[fact.found.place]
-            name = _bytes(os.path.basename(fact.found.path))
-            old = self._sql("SELECT grp FROM files WHERE folder = ? AND name = ?", (folder, name))
-            changed.update(old.fetchone() or ())
-            group = None if fact.sort == OTHER else self._group(fact)
-            changed.add(group)
-            if fact.passing:
-                passing.add(listing)
-            found = fact.found
-            rows.append(
-                (folder, name, listing, found.file_bytes, found.mtime_ns, found.inode, group,
-                 fact.passing, fact.sort, _fact_json(fact))
-            )  # fmt: skip
-        self._many("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self._forget_verdicts(changed)
+        """Looks at the files that wait for it, and writes down what they are."""
+        home = {found.path: (listing, folder) for listing, folder, found in self._pending}
+        inside: dict[str, int] = {}
+        for *_, found in filter(lambda pending: is_opened(pending[2]), self._pending):
+            inside[found.path] = self._folder(found.path, f"{found.relative}/", packed=True)
+            gone = self._sql(
+                "SELECT DISTINCT grp FROM files WHERE folder = ?", (inside[found.path],)
+            )
+            self._forget_verdicts({group for (group,) in gone})
+            self._sql("DELETE FROM files WHERE folder = ?", (inside[found.path],))
+        facts = facts_of([found for *_, found in self._pending], self._modality)
+        passing: set[int] = set()
+        while some := list(islice(facts, _PENDING)):
+            rows = []
+            for fact in some:
+                listing, folder = home[fact.found.path]
+                folder = inside[fact.found.path] if fact.found.member else folder
+                rows.append(self._row(fact, folder, listing))
+                passing.update({listing} if fact.passing else ())
+            self._many("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            counted = Counter(row[2] for row in rows)
+            update = "UPDATE listings SET files = files + ? WHERE id = ?"
+            self._many(update, [(count, listing) for listing, count in counted.items()])
+            self._counts.read += len(rows)
+            self._sql("COMMIT")
+            self._sql("BEGIN IMMEDIATE")
         complete = [row for row in self._complete if row[1] not in passing]
         self._many("UPDATE listings SET digest = ? WHERE id = ?", complete)
-        self._counts.read += len(rows)
         self._pending, self._complete = [], []
-        self._sql("COMMIT")
-        self._sql("BEGIN IMMEDIATE")
+
+    def _emptied(self, archive: Found) -> int:
+        """The number of an archive as a folder, of whose files nothing is known any more."""
+        folder = self._folder(archive.path, f"{archive.relative}/", packed=True)
+        groups = self._sql("SELECT DISTINCT grp FROM files WHERE folder = ?", (folder,))
+        self._forget_verdicts({group for (group,) in groups})
+        self._sql("DELETE FROM files WHERE folder = ?", (folder,))
+        return folder
+
+    def _row(self, fact: Fact, folder: int, listing: int) -> tuple:
+        """A row of files; verdicts that rested on what it replaces are forgotten."""
+        found = fact.found
+        name = _bytes(found.member or os.path.basename(found.path))
+        group = None if fact.sort in (OTHER, PACKED) else self._group(fact)
+        old = self._sql("SELECT grp FROM files WHERE folder = ? AND name = ?", (folder, name))
+        self._forget_verdicts({group, *(old.fetchone() or ())})
+        return (
+            *(folder, name, listing, found.file_bytes, found.mtime_ns, found.inode, group),
+            *(fact.passing, fact.sort, _fact_json(fact)),
+        )
 
     def _group(self, fact: Fact) -> int:
         key = group_of(fact) if fact.sort == DICOM else ("file", fact.found.place)
@@ -195,7 +242,7 @@ class _Stream:
         facts = [
             _fact(row)
             for row in self._sql(
-                "SELECT path, prefix, name, size, mtime_ns, inode, sort, fact"
+                "SELECT path, prefix, packed, name, size, mtime_ns, inode, sort, fact"
                 " FROM files JOIN folders ON folders.id = files.folder WHERE grp = ?",
                 (group,),
             )
@@ -220,7 +267,7 @@ class _Stream:
         def others() -> Iterator[tuple[str, str, Found]]:
             nonlocal count
             for row in self._sql(
-                "SELECT path, prefix, name, size, mtime_ns, inode, sort, NULL"
+                "SELECT path, prefix, packed, name, size, mtime_ns, inode"
                 " FROM files JOIN folders ON folders.id = files.folder WHERE sort = 'other'"
             ):
                 count += 1
@@ -278,22 +325,26 @@ def _digest(listing: Listing) -> bytes:
 def _fact_json(fact: Fact) -> str | None:
     if fact.header is not None:
         return json.dumps([getattr(fact.header, name) for name in _HEADER])
-    return json.dumps([fact.reason, fact.condition, fact.found.problem]) if fact.reason else None
+    found = fact.found
+    said = [fact.reason, fact.condition, found.problem, found.condition]
+    return json.dumps(said) if fact.reason else None
 
 
 def _fact(row: tuple) -> Fact:
-    found, sort, fact = _found(row), row[6], json.loads(row[7] or '["", "", ""]')
+    found, sort, fact = _found(row[:7]), row[7], json.loads(row[8] or '["", "", "", ""]')
     if sort != DICOM:
-        reason, condition, problem = fact
-        return Fact(replace(found, problem=problem), sort, reason=reason, condition=condition)
+        reason, condition, problem, of_problem = fact
+        found = replace(found, problem=problem, condition=of_problem)
+        return Fact(found, sort, reason=reason, condition=condition)
     values = dict(zip(_HEADER, map(_tuples, fact), strict=True))
     return Fact(found, sort, Header(path=found.place, relative=found.relative, **values))
 
 
 def _found(row: tuple) -> Found:
-    folder, prefix, name = map(_text, row[:3])
-    path = os.path.join(folder, name)
-    return Found(path, prefix + name, row[3], mtime_ns=row[4], inode=row[5])
+    folder, prefix, packed, name, size, mtime_ns, inode = row
+    folder, prefix, name = map(_text, (folder, prefix, name))
+    path, member = (folder, name) if packed else (os.path.join(folder, name), "")
+    return Found(path, prefix + name, size, mtime_ns=mtime_ns, inode=inode, member=member)
 
 
 def _tuples(value):

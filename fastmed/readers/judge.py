@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fastmed.errors import UsageError
+from fastmed.errors import SeriesError, UsageError
+from fastmed.readers.packed import batches, is_packed, unpacked
 from fastmed.readers.series import Series, name_from_path, with_unique_names
 from fastmed.readers.walk import Found
 
 if TYPE_CHECKING:
     from fastmed.readers.dicom_header import Header
 
-DICOM, FILE, DAMAGED, OTHER = "dicom", "file", "damaged", "other"
+DICOM, FILE, DAMAGED, OTHER, PACKED = "dicom", "file", "damaged", "other", "packed"
 
 _NIFTI = (".nii", ".nii.gz")
 _IMAGES = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -28,6 +29,7 @@ _ARRAYS = (".npy",)
 _DICOM = (".dcm", ".dicom", ".ima")
 NAMED = 4  # files that a reason lists by name
 _BATCH = 256  # files whose headers are read in one go
+_BATCH_BYTES = 256 << 20  # that are unpacked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Fact:
     """What one file is, found by looking at it alone.
 
     sort: DICOM (with its header), FILE (an image that is judged by itself), DAMAGED (with the
-        reason, and a condition of `series.CONDITIONS`) or OTHER.
+        reason, and a condition of `series.CONDITIONS`), OTHER, or PACKED, an archive whose members
+        have facts of their own.
     passing: whether the next look may find something else though the file is the same, as after
         an error of the disk.
     """
@@ -60,6 +63,8 @@ def judge(founds: Iterable[Found], *, strict: bool = True, modality: str = "ct")
     for fact in facts_of(founds, modality):
         if fact.sort == DICOM:
             groups[group_of(fact)].append(fact)
+        elif fact.sort == PACKED:
+            continue
         elif entry := entry_of(fact, strict, modality):
             entries.append((first_of([fact]), entry))
         else:
@@ -80,25 +85,76 @@ def check_modality(modality: str) -> None:
 
 
 def facts_of(founds: Iterable[Found], modality: str) -> Iterator[Fact]:
-    """Looks at files, batch by batch; yields one fact for each, in no order to rely on."""
+    """Looks at files, batch by batch; yields one fact for each, in no order to rely on.
+
+    A packed archive brings the facts of its members, and one of its own.
+    """
     founds = iter(founds)
     while batch := list(islice(founds, _BATCH)):
-        perhaps_dicom = []
-        for found in batch:
-            lower = found.relative.lower()
-            if found.problem:
-                yield Fact(found, DAMAGED, reason=found.problem, passing=True)
-            elif found.file_bytes == 0 and _was_an_image(lower, modality):
-                reason = "an empty file (0 bytes); copy it again"
-                yield Fact(found, DAMAGED, reason=reason, condition="truncated")
-            elif found.file_bytes and _judge(lower, modality):
-                yield Fact(found, FILE)
-            elif found.file_bytes and modality == "ct":
-                perhaps_dicom.append(found)
-            else:
-                yield Fact(found, OTHER)
-        for found, header in zip(perhaps_dicom, _read_headers(perhaps_dicom), strict=True):
-            yield _fact(found, header)
+        yield from _facts([(f, f) for f in batch if not is_opened(f)], modality)
+        for archive in filter(is_opened, batch):
+            yield from _facts_in(archive, modality)
+
+
+def is_opened(found: Found) -> bool:
+    """Whether a file is a packed archive, whose members are looked at in its place."""
+    is_whole = found.file_bytes and not found.problem and not found.member
+    return bool(is_whole) and is_packed(found.relative)
+
+
+def _facts_in(archive: Found, modality: str) -> Iterator[Fact]:
+    """The facts of the members of an archive, in one pass over it."""
+    own = Fact(archive, OTHER)
+
+    def is_perhaps_dicom(found: Found) -> bool:
+        return _sort(found, modality) == DICOM
+
+    try:
+        for batch in batches(archive, is_perhaps_dicom, _BATCH, _BATCH_BYTES):
+            for fact in _facts(batch, modality):
+                if fact.found.member:
+                    own = Fact(archive, PACKED) if own.sort == OTHER else own
+                    yield fact
+                else:
+                    own = fact
+    except OSError as error:
+        own = Fact(archive, DAMAGED, reason=error.strerror or str(error), passing=True)
+    yield own
+
+
+def _facts(batch: list[tuple[Found, Found | None]], modality: str) -> Iterator[Fact]:
+    """Facts of files, each with where it can be opened: itself, or unpacked."""
+    perhaps_dicom = []
+    for found, there in batch:
+        sort = _sort(found, modality)
+        if sort == DICOM and there is not None:
+            perhaps_dicom.append((found, there))
+        elif found.problem:
+            condition, passing = found.condition or "damaged", not found.mtime_ns
+            yield Fact(found, DAMAGED, None, found.problem, condition, passing)
+        elif sort == DAMAGED:
+            reason = "an empty file (0 bytes); copy it again"
+            yield Fact(found, DAMAGED, reason=reason, condition="truncated")
+        else:
+            yield Fact(found, sort)
+    if perhaps_dicom:
+        from fastmed.readers.dicom_header import read_headers
+
+        headers = read_headers([there for _, there in perhaps_dicom])
+        for (found, there), header in zip(perhaps_dicom, headers, strict=True):
+            yield _fact(found, there, header)
+
+
+def _sort(found: Found, modality: str) -> str:
+    """What a file is as far as its name and size tell; DICOM where only its bytes can."""
+    lower = found.relative.lower()
+    if found.problem:
+        return DAMAGED
+    if found.file_bytes == 0:
+        return DAMAGED if _was_an_image(lower, modality) else OTHER
+    if _judge(lower, modality):
+        return FILE
+    return DICOM if modality == "ct" else OTHER
 
 
 def group_of(fact: Fact) -> tuple[str, ...]:
@@ -115,20 +171,49 @@ def first_of(group: list[Fact]) -> tuple[str, str]:
 
 def entries_of(group: list[Fact], strict: bool) -> list[Series]:
     """Judges the DICOM files of one group; an error of the disk fails the group, nothing else."""
+    headers = [fact.header for fact in group]
+    founds = [fact.found for fact in group]
+    try:
+        if not any(found.member for found in founds):
+            return _judged(headers, founds, strict)
+        try:
+            entries = _judged(headers, founds, strict)
+        except OSError:
+            entries = []
+        if entries and all(map(_rests_on_headers, entries)):
+            return entries
+        with unpacked(founds) as there:
+            moved = [replace(h, path=t.path) for h, t in zip(headers, there, strict=True)]
+            return _judged(moved, founds, strict)
+    except (OSError, SeriesError) as error:
+        first = min(founds, key=lambda found: (found.relative, found.place))
+        reason = getattr(error, "strerror", None) or str(error)
+        entry = _damaged(first, reason, "damaged")
+        return [replace(entry, files=len(group), members=tuple(founds))]
+
+
+def _judged(headers: list[Header], founds: list[Found], strict: bool) -> list[Series]:
+    """Judges headers, each of the file beside it."""
     from fastmed.readers.dicom import judge_group
 
-    founds = {fact.header.path: fact.found for fact in group}
-    try:
-        entries = judge_group([fact.header for fact in group], strict=strict)
-    except OSError as error:
-        first = min(founds.values(), key=lambda found: (found.relative, found.place))
-        reason = error.strerror or str(error)
-        entry = _damaged(first, reason, "damaged")
-        return [replace(entry, files=len(group), members=tuple(founds.values()))]
+    of_path = {header.path: found for header, found in zip(headers, founds, strict=True)}
+    packed = any(found.member for found in founds)
     return [
-        replace(entry, members=tuple(founds[member.path] for member in entry.members))
-        for entry in entries
+        replace(
+            entry,
+            members=tuple(of_path[member.path] for member in entry.members),
+            stored=None if packed else entry.stored,
+        )
+        for entry in judge_group(headers, strict=strict)
     ]
+
+
+def _rests_on_headers(entry: Series) -> bool:
+    """Whether nobody has asked for more of the files than their headers, as copies or doubts do."""
+    is_plain = entry.verdict == "ok" and not entry.warnings
+    return (is_plain or entry.verdict == "skipped") and "enhanced multi-frame" not in (
+        entry.conditions
+    )
 
 
 def entry_of(fact: Fact, strict: bool, modality: str) -> Series | None:
@@ -136,8 +221,17 @@ def entry_of(fact: Fact, strict: bool, modality: str) -> Series | None:
     if fact.sort == DAMAGED:
         return _damaged(fact.found, fact.reason, fact.condition)
     judged = _judge(fact.found.relative.lower(), modality) if fact.sort == FILE else None
-    entry = judged(fact.found, strict, modality) if judged else None
-    return entry and replace(entry, members=(fact.found,))
+    if judged is None:
+        return None
+    try:
+        with unpacked([fact.found]) as (there,):
+            entry = judged(there, strict, modality)
+    except (OSError, SeriesError) as error:
+        return _damaged(fact.found, getattr(error, "strerror", None) or str(error), "damaged")
+    if entry is None:
+        return None
+    stored = None if fact.found.member else entry.stored
+    return replace(entry, members=(fact.found,), stored=stored)
 
 
 def not_images(first: list[Found], count: int, modality: str) -> Series:
@@ -157,27 +251,14 @@ def not_images(first: list[Found], count: int, modality: str) -> Series:
     )
 
 
-def _read_headers(founds: list[Found]) -> list[Header | Exception | None]:
-    """Reads the headers of some hundred files; None where a file is no DICOM."""
-    from fastmed.readers.dicom_header import read_header
-
-    headers: list[Header | Exception | None] = []
-    for found in founds:
-        try:
-            headers.append(read_header(found.path, found.relative, found.file_bytes))
-        except (OSError, ValueError) as error:
-            headers.append(error)
-    return headers
-
-
-def _fact(found: Found, header: Header | Exception | None) -> Fact:
+def _fact(found: Found, there: Found, header: Header | Exception | None) -> Fact:
     if isinstance(header, OSError):
         return Fact(found, DAMAGED, reason=header.strerror or str(header), passing=True)
     if isinstance(header, Exception):
         return Fact(found, DAMAGED, reason=str(header))
     if header is not None:
-        return Fact(found, DICOM, header)
-    if envelope := _envelope(found):
+        return Fact(found, DICOM, replace(header, path=found.place) if found.member else header)
+    if envelope := _envelope(there):
         reason = f"it is encrypted ({envelope}); have whoever holds the key decrypt it"
         return Fact(found, DAMAGED, reason=reason, condition="encrypted")
     if found.relative.lower().endswith(_DICOM) and not _is_apple_double(found.relative):

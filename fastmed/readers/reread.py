@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from fastmed.errors import SeriesError
 from fastmed.readers.judge import judge
+from fastmed.readers.packed import unpacked
 from fastmed.readers.series import Series
 
 
@@ -15,9 +16,15 @@ from fastmed.readers.series import Series
 def opened(series: Series) -> Iterator[Series]:
     """The entry with what its voxel reader needs, whatever the entry came from.
 
+    Members of a packed archive lie unpacked in a temporary folder until the end.
+
     Raises SeriesError where its files are no longer what was judged.
     """
-    yield reread(series) if series.stored is None else series
+    if series.stored is not None:
+        yield series
+        return
+    with unpacked(series.members) as members:
+        yield reread(replace(series, members=tuple(members)))
 
 
 def reread(series: Series) -> Series:

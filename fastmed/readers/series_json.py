@@ -44,4 +44,5 @@ def _found_list(found: Found) -> list:
         found.mtime_ns,
         found.inode,
         found.member,
+        found.condition,
     ]
