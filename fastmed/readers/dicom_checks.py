@@ -12,6 +12,8 @@ from fastmed.readers.dicom_notes import Doubt, Notes
 from fastmed.readers.voxel_content import AIR_BELOW_HU
 
 COSINE_TOLERANCE = 1e-3  # 0.06 degrees: 0.25 mm at the edge of a 500 mm field of view
+_FARTHEST_MM = 1e6  # no patient lies farther from anything; beyond it, arithmetic gives way
+_PIXEL_MM = (1e-4, 1e3)
 _RESCALE_TYPES = ("", "HU", "US")  # US is "unspecified", which several scanners write for HU
 
 
@@ -58,7 +60,7 @@ def check_geometry(headers: list[Header]) -> None:
     """Checks that each slice says where it lies, at right angles, and how large its pixels are."""
     sound = set()
     for header in headers:
-        if len(header.position) != 3 or not all(map(math.isfinite, header.position)):
+        if len(header.position) != 3 or not all(abs(p) < _FARTHEST_MM for p in header.position):
             raise Doubt(
                 f"{header.relative} has no usable ImagePositionPatient {_shown(header.position)}",
                 "no geometry",
@@ -84,7 +86,7 @@ def _check_plane(header: Header) -> None:
             "not unit vectors at right angles",
             "no geometry",
         )
-    if len(spacing) != 2 or not all(math.isfinite(s) and s > 0 for s in spacing):
+    if len(spacing) != 2 or not all(_PIXEL_MM[0] < s < _PIXEL_MM[1] for s in spacing):
         raise Doubt(f"{name} has no usable PixelSpacing {_shown(spacing)}", "no geometry")
     if header.photometric not in ("MONOCHROME2", ""):
         raise Doubt(
@@ -134,7 +136,8 @@ def axes(header: Header) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _value_range(header: Header) -> tuple[int, bool, float, float]:
     slope = 1.0 if header.slope is None else header.slope
-    return header.bits_stored, header.signed, slope, header.intercept or 0.0
+    bits = min(header.bits_stored, header.bits_allocated)
+    return bits, header.signed, slope, header.intercept or 0.0
 
 
 def _lowest_hu(value_range: tuple[int, bool, float, float]) -> float:

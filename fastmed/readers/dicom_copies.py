@@ -86,7 +86,7 @@ def _content(header: Header) -> tuple:
     try:
         pixels = sha256(_stored_bytes(header)).digest()
     except Exception:  # unreadable pixels, whatever a parser raised on them, are nobody's copy
-        pixels = header.path
+        pixels = (header.path, header.frame)
     return (
         pixels,
         "" if header.transfer_syntax in NATIVE[:2] else header.transfer_syntax,
@@ -100,16 +100,13 @@ def _stored_bytes(header: Header) -> bytes:
         with open(header.path, "rb") as file:
             file.seek(header.pixel_offset)
             return file.read(header.pixel_bytes)
+    if header.frames > 1:  # each frame would take a pass through its whole file
+        raise ValueError("a compressed frame among others")
     import pydicom
 
     with warnings.catch_warnings(action="ignore"):  # they quote what they meet
         dataset = pydicom.dcmread(header.path, specific_tags=["PixelData"], force=True)
-        if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-            first = header.frame * header.pixel_bytes
-            return dataset.PixelData[first : first + header.pixel_bytes]
-        return pydicom.encaps.get_frame(
-            dataset.PixelData, header.frame, number_of_frames=header.frames
-        )
+        return dataset.PixelData
 
 
 def _note_dropped(dropped: list[Header], notes: Notes) -> None:

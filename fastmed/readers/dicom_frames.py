@@ -7,12 +7,14 @@ or for each alone. From here on a frame is judged and read as any other slice.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from dataclasses import replace
 
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_notes import Doubt
 
+_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 _SHARED, _PER_FRAME = 0x52009229, 0x52009230
 
 
@@ -96,6 +98,11 @@ class _Groups:
         """A text, "" where it is absent."""
         return "\\".join(str(part) for part in _listed(self.of(sequence, keyword) or ""))
 
+    def code(self, sequence: str, keyword: str) -> str:
+        """A code word; other text, as damage brings it, may hold a name and is never shown."""
+        word = self.text(sequence, keyword).strip().upper()
+        return word if _CODE.fullmatch(word) else "?"
+
 
 def _listed(value) -> list:
     return [value] if isinstance(value, str | int | float) else list(value)
@@ -118,7 +125,7 @@ def _frame(header: Header, k: int, groups: _Groups) -> Header:
         slice_thickness=groups.number("PixelMeasuresSequence", "SliceThickness"),
         slope=groups.number(values, "RescaleSlope") if transformed else header.slope,
         intercept=groups.number(values, "RescaleIntercept") if transformed else header.intercept,
-        rescale_type=groups.text(values, "RescaleType").upper() or header.rescale_type,
+        rescale_type=groups.code(values, "RescaleType") or header.rescale_type,
         kernel=groups.text("CTReconstructionSequence", "ConvolutionKernel") or header.kernel,
         reconstruction_diameter=groups.number("CTReconstructionSequence", "ReconstructionDiameter"),
         image_type=tuple(image_type.split("\\")) if image_type else header.image_type,

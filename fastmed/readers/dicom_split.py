@@ -38,9 +38,8 @@ def find_split(headers: list[Header], depths_mm: np.ndarray, uniform: bool) -> S
 
     uniform: whether all of them together make one uniform stack, no two at one position.
     """
-    stack_of = _numbers([header.stack for header in headers])
-    if not uniform and (groups := _uniform_groups(headers, depths_mm, stack_of)):
-        return Split(groups, f"{len(groups)} stacks in one series", (), declared=True)
+    if not uniform and (split := declared_split(headers, depths_mm)):
+        return split
     acquisition_of = _numbers([header.acquisition_number for header in headers])
     if not uniform and (groups := _uniform_groups(headers, depths_mm, acquisition_of)):
         groups = _joined(groups)
@@ -51,6 +50,12 @@ def find_split(headers: list[Header], depths_mm: np.ndarray, uniform: bool) -> S
     if found is None and not uniform:
         found = _interleaved(headers, depths_mm)
     return found
+
+
+def declared_split(headers: list[Header], depths_mm: np.ndarray) -> Split | None:
+    """Divides frames into the stacks that their files declare; None where they declare none."""
+    groups = _uniform_groups(headers, depths_mm, _numbers([header.stack for header in headers]))
+    return Split(groups, f"{len(groups)} stacks", (), declared=True) if groups else None
 
 
 def _reconstructions(headers, depths_mm, acquisition_of, uniform: bool) -> Split | None:

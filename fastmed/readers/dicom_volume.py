@@ -13,7 +13,7 @@ from fastmed.readers import dicom_stack
 from fastmed.readers.dicom_entry import DicomSlices, doubted, entry
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_notes import Doubt, Notes
-from fastmed.readers.dicom_split import Split, find_split
+from fastmed.readers.dicom_split import Split, declared_split, find_split
 from fastmed.readers.series import Series
 
 MAX_PLANES = 2048
@@ -25,20 +25,12 @@ def part_entries(part: list[Header], strict: bool, notes: Notes) -> list[Series]
     try:
         checks.check_rescale(part, strict, notes)
         runs, axis = _by_position(part)
-        if any(len(run) > 1 for run in runs):
-            fewer = Notes()
-            single = copies.without_identical_images(runs, fewer)
-            crowded = any(len(run) > 1 for run in single)
-            split = _split_of(runs, whole_uniform=False) if crowded else None
-            if split is None:
-                notes.add(*fewer.conditions, warning=" ".join(fewer.warnings))
-                runs = single
-        else:
-            split = None
+        runs, split = _without_copies(runs, notes)
         if split is None:
             members = copies.one_per_position(runs, axis, strict, notes)
             found = _stack_of(members)
-            split = _split_of(runs, found.state == dicom_stack.UNIFORM) if found else None
+            if found is not None and len(members) == sum(map(len, runs)):
+                split = find_split(*_with_depths(runs), found.state == dicom_stack.UNIFORM)
         if split is None:
             return [_judged(members, found, strict, notes)]
         notes.add(*split.conditions)
@@ -79,12 +71,28 @@ def _stack_of(members: list[Header]) -> dicom_stack.Stack | None:
     return dicom_stack.stack(np.array([h.position for h in members]), normal)
 
 
-def _split_of(runs: list[list[Header]], whole_uniform: bool) -> Split | None:
-    """Several volumes among slices by position, where they are several."""
+def _without_copies(runs: list[list[Header]], notes: Notes) -> tuple[list, Split | None]:
+    """Leaves out identical copies, or divides the slices where some of one position differ.
+
+    Copies are then none: what looks the same in two acquisitions may be the air around them.
+    """
+    if max(map(len, runs)) == 1:
+        return runs, None
+    if split := declared_split(*_with_depths(runs)):
+        return runs, split
+    fewer = Notes()
+    single = copies.without_identical_images(runs, fewer)
+    if max(map(len, single)) > 1 and (split := find_split(*_with_depths(runs), False)):
+        return runs, split
+    notes.add(*fewer.conditions, warning=" ".join(fewer.warnings))
+    return single, None
+
+
+def _with_depths(runs: list[list[Header]]) -> tuple[list[Header], np.ndarray]:
+    """All slices by rising depth along their normal, and these depths in mm."""
     members = [header for run in runs for header in run]
     normal = checks.axes(members[0])[2]
-    depths = dicom_stack.along(np.array([h.position for h in members]), normal)
-    return find_split(members, depths, whole_uniform)
+    return members, dicom_stack.along(np.array([h.position for h in members]), normal)
 
 
 def _judged(members: list[Header], found, strict: bool, notes: Notes) -> Series:

@@ -60,8 +60,8 @@ def image_entry(found: Found, *, strict: bool) -> Series:
             reason = f"CT volume, {spacing} mm"
         conditions = conditions_of(kind, geometry)
     except _Refused as error:
-        conditions = (error.condition,)
-        kind, verdict, reason = "ct" if geometry is None else "not in hu", "refused", str(error)
+        conditions, verdict, reason = (error.condition,), "refused", str(error)
+        kind = "not in hu" if error.condition == "not in hu" else "ct"
     except SeriesError as error:
         conditions = ("damaged",)
         kind, verdict, reason = "damaged", "failed", str(error)

@@ -137,9 +137,12 @@ def _facts(batch: list[tuple[Found, Found | None]], modality: str) -> Iterator[F
             yield Fact(found, DAMAGED, reason=reason, condition="truncated")
         else:
             yield Fact(found, sort)
-    headers = _read_headers([there for _, there in perhaps_dicom])
-    for (found, there), header in zip(perhaps_dicom, headers, strict=True):
-        yield _fact(found, there, header)
+    if perhaps_dicom:
+        from fastmed.readers.dicom_header import read_headers
+
+        headers = read_headers([there for _, there in perhaps_dicom])
+        for (found, there), header in zip(perhaps_dicom, headers, strict=True):
+            yield _fact(found, there, header)
 
 
 def _sort(found: Found, modality: str) -> str:
@@ -246,19 +249,6 @@ def not_images(first: list[Found], count: int, modality: str) -> Series:
         files=count,
         conditions=("not dicom",) if modality == "ct" else (),
     )
-
-
-def _read_headers(founds: list[Found]) -> list[Header | Exception | None]:
-    """Reads the headers of some hundred files; None where a file is no DICOM."""
-    from fastmed.readers.dicom_header import read_header
-
-    headers: list[Header | Exception | None] = []
-    for found in founds:
-        try:
-            headers.append(read_header(found.path, found.relative, found.file_bytes))
-        except (OSError, ValueError) as error:
-            headers.append(error)
-    return headers
 
 
 def _fact(found: Found, there: Found, header: Header | Exception | None) -> Fact:

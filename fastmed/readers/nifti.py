@@ -59,8 +59,8 @@ def nifti_entry(found: Found) -> Series:
             reason = f"CT volume, {_spacing(geometry)} mm"
         conditions = conditions_of(kind, geometry)
     except _Refused as error:
-        conditions = (error.condition,)
-        kind, verdict, reason = "not in hu" if stored is None else "ct", "refused", str(error)
+        conditions, verdict, reason = (error.condition,), "refused", str(error)
+        kind = "not in hu" if error.condition == "not in hu" else "ct"
     except (SeriesError, OSError) as error:
         conditions = ("truncated" if isinstance(error, _CutShort) else "damaged",)
         kind, verdict, reason = "damaged", "failed", one_line(error, found.path, found.relative)

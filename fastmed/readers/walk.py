@@ -133,7 +133,7 @@ class _Walk:
             if path != root and MANIFEST in names and _is_result(Path(path, MANIFEST)):
                 continue
             self._folders.add(identity)
-            for name in links:
+            for name in sorted(links):
                 if os.path.isdir(os.path.join(path, name)):
                     folders.append(name)
                 else:
@@ -145,17 +145,17 @@ class _Walk:
         """Cuts a folder where it is long, not between files that differ in their extension."""
         rows: list[tuple[str, int, int, int]] = []
         problems: list[Found] = []
-        stem = ""
+        before = ""
+        start = folder.rstrip(os.sep) + os.sep
         for name in names:
-            before, stem = stem, os.path.splitext(name)[0]
-            if len(rows) >= _PIECE and stem != before:
+            if len(rows) >= _PIECE and os.path.splitext(name)[0] != os.path.splitext(before)[0]:
                 yield Listing(folder, prefix, rows, problems)
                 rows, problems = [], []
-            path = os.path.join(folder, name)
+            before = name
             try:
-                status = os.stat(path)
+                status = os.stat(start + name)
             except OSError as error:
-                problems.append(Found(path, prefix + name, 0, error.strerror or str(error)))
+                problems.append(Found(start + name, prefix + name, 0, error.strerror or str(error)))
                 continue
             if self._is_new(status):
                 rows.append((name, status.st_size, status.st_mtime_ns, status.st_ino))
@@ -164,7 +164,9 @@ class _Walk:
 
     def _is_new(self, status: os.stat_result, linked: bool = False) -> bool:
         """Whether this is a file, met for the first time; notes it where it may be met again."""
-        if not stat.S_ISREG(status.st_mode) or _identity(status) in self._excluded:
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        if self._excluded and _identity(status) in self._excluded:
             return False
         if status.st_nlink > 1 or linked:
             if _identity(status) in self._files:

@@ -1,12 +1,17 @@
 """Every condition of a DICOM series: how it is told, and what strict and lenient make of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pydicom
 import pytest
 import scans as make
 
+from fastmed.readers.dicom import series_of
+from fastmed.readers.dicom_header import read_header
 from fastmed.readers.index import index, read_series
 from fastmed.readers.series import CONDITIONS, Series
+from fastmed.readers.walk import walk
 
 
 def shift_by(files, shifts_mm) -> None:
@@ -326,3 +331,23 @@ def test_every_condition_is_met_in_these_tests():
     met |= {condition for _, condition in FILES.values()}
     elsewhere = {"several acquisitions", "overlapping reconstructions", "enhanced multi-frame"}
     assert met | elsewhere == set(CONDITIONS)
+
+
+EXTREME = {
+    "a pixel spacing beyond arithmetic": {"pixel_spacing": (1e-300, 1e-300)},
+    "a position beyond any patient": {"position": (0.0, 0.0, 1e300)},
+    "a position that is not a number": {"position": (0.0, float("nan"), 0.0)},
+    "more bits than a pixel has": {"bits_stored": 65535},
+    "an infinite slope": {"slope": float("inf")},
+    "frames by the million": {"frames": 10**12},
+}
+
+
+@pytest.mark.parametrize("case", EXTREME)
+@pytest.mark.parametrize("strict", [True, False])
+def test_no_number_in_a_header_breaks_the_judge(case, strict, tmp_path):
+    make.series(tmp_path)
+    headers = [read_header(f.path, f.relative, f.file_bytes) for f in walk(tmp_path)]
+    entries = series_of([replace(header, **EXTREME[case]) for header in headers], strict=strict)
+    assert {entry.verdict for entry in entries} <= {"ok", "refused", "failed"}
+    assert all(entry.reason for entry in entries)

@@ -160,6 +160,17 @@ def test_what_is_wrong_with_a_multi_frame_file_is_named(case, strict, tmp_path):
     assert reason in entry.reason
 
 
+def test_text_that_is_no_unit_is_not_shown(tmp_path):
+    path = make.enhanced(tmp_path / "a.dcm", make.volume((4, 12, 14)))
+    dataset = pydicom.dcmread(path)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.PixelValueTransformationSequence[0].RescaleType = "Doe, Jane"
+    dataset.save_as(path)
+    entry = only(index(tmp_path))
+    assert (entry.verdict, entry.conditions) == ("refused", ("enhanced multi-frame", "not in hu"))
+    assert "Doe" not in entry.reason.title()
+
+
 def test_a_report_refers_to_the_file_once(tmp_path):
     make.enhanced(tmp_path / "a.dcm", make.volume((4, 12, 14)))
     entry = only(index(tmp_path))

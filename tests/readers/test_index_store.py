@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_what_is_unchanged_is_neither_read_nor_judged_again(tmp_path, monkeypatc
     first, (read, unchanged, gone) = kept(tmp_path)
     assert (unchanged, gone) == (0, 0)
     broken_links = 2
-    monkeypatch.setattr("fastmed.readers.dicom_header.read_header", None)
+    monkeypatch.setattr("fastmed.readers.dicom_header._header", None)
     monkeypatch.setattr("fastmed.readers.dicom.judge_group", None)
     monkeypatch.setattr("fastmed.readers.nifti.nifti_entry", None)
     again, counts = kept(tmp_path)
@@ -300,3 +301,15 @@ def test_an_index_killed_at_any_moment_goes_on_where_it_was(tmp_path, cache):
     (path,) = cache.glob("*.sqlite")
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert Path(path).stat().st_size
+
+
+def test_memory_does_not_grow_with_the_archive(tmp_path):
+    peaks = []
+    for count in (260, 780):
+        for k in range(count):
+            make.series(tmp_path / str(count) / f"{k}", make.volume((3, 4, 4), seed=k))
+        tracemalloc.start()
+        assert sum(entry.verdict == "ok" for entry in iter_index(tmp_path / str(count))) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0], peaks

@@ -133,7 +133,7 @@ def test_a_file_that_vanishes_between_two_looks_fails_its_series_alone(tmp_path)
         ("a.dcm", b"", "truncated"),
         ("a.dcm", b"hello", "not dicom"),
         ("a.dcm", b"\0" * 128 + b"DICM", "damaged"),
-        ("a", b"-----BEGIN CMS-----\n", "encrypted"),
+        ("a.dcm", b"-----BEGIN CMS-----\n", "encrypted"),
         ("a.txt", b"hello", "not dicom"),
     ],
 )

@@ -92,6 +92,23 @@ def test_outlines_lie_on_the_slices_of_the_box_the_key_slice_first(detection, wr
     assert (clipped.value.max(axis=0) <= (width, height)).all()
 
 
+def test_outlines_on_a_multi_frame_image_name_their_frames(make_findings, tmp_path):
+    make.enhanced(tmp_path / "in" / "a.dcm", make.volume(), order=[8, 7, 6, 5, 4, 3, 2, 1, 0])
+    (entry,) = index(tmp_path / "in")
+    volume = read_series(entry)
+    uid = volume.slices[0].sop_instance_uid
+    box = Box("nodule", 0.9375, WORLD, 8.25, (2, 4), uid, (3.0, 4.25, 6.5, 7.0))
+    findings = make_findings(
+        volume.geometry, series=entry.name, source=entry.source, model="nodule-ssd3d",
+        labels=None, masks=(), classes=CLASSES, boxes=(box,),
+    )  # fmt: skip
+    write_sr(findings, volume, read_evidence(entry, {uid}), tmp_path / "a.sr.dcm")
+    (group,) = srread(tmp_path / "a.sr.dcm").content.get_volumetric_roi_measurement_groups()
+    images = [region.ContentSequence[0].ReferencedSOPSequence[0] for region in group.roi]
+    assert {image.ReferencedSOPInstanceUID for image in images} == {uid}
+    assert [image.ReferencedFrameNumber for image in images] == [6, 7, 5]  # the middle one first
+
+
 def test_the_report_belongs_to_the_study_and_names_nobody(detection, write, scan):
     entry, _ = scan
     path = write(detection)

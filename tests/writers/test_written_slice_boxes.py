@@ -52,6 +52,16 @@ def test_of_uneven_slices_those_within_reach_and_the_key_slice_count(findings):
     ]  # fmt: skip
 
 
+def test_of_frames_that_share_a_uid_one_is_the_key_slice_and_each_has_its_own_name(make_findings):
+    box = Box("nodule", 0.75, WORLD, 5.0, (1, 3), "1.2.9", (9.5, 4.5, 14.5, 6.5))
+    findings = make_findings(GEOMETRY, names=("nodule",), boxes=(box,), masks=())
+    slices = tuple(SourceSlice("1.2.9", float(z), frame=6 - z) for z in range(6))
+    found = boxes_by_slice(findings, volume_of(slices=slices))
+    assert [(at.name, at.frame) for at in found] == [("1.2.9-5", 5), ("1.2.9-4", 4), ("1.2.9-3", 3)]
+    assert [at.boxes[0].is_key for at in found] == [False, True, False]
+    assert {at.file_name for at in found} == {"1.2.9.dcm"}
+
+
 @pytest.mark.parametrize("uid", ["", "../../etc/passwd", "1.2.x"])
 def test_without_a_sound_uid_a_slice_is_named_by_its_number(findings, uid):
     slices = (SourceSlice(uid, 2.0),) if uid else ()
