@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import math
 import struct
-import warnings
 from dataclasses import dataclass, replace
 
+from fastmed.readers.dicom_quiet import quietly
 from fastmed.readers.dicom_words import CODE
 
 _MARK_END = 132  # a preamble of 128 bytes, then "DICM"
@@ -119,7 +119,7 @@ def read_header(path: str, relative: str, file_bytes: int) -> Header | None:
 
         head += file.read(_HEAD_BYTES)
         try:
-            with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+            with quietly():
                 return _read(file, head, path, relative, file_bytes)
         except OSError:
             raise

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
+
+from fastmed.readers.dicom_quiet import quietly
 
 
 def decoded(path: str):
@@ -18,7 +19,7 @@ def decoded(path: str):
     from pydicom import dcmread
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+        with quietly():
             return dcmread(path, force=True).pixel_array
     except (KeyboardInterrupt, SystemExit):
         raise

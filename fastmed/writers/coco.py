@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastmed.spec import Label
+from fastmed.writers.dicom_uid import sane_uid
 from fastmed.writers.slice_boxes import SliceBoxes
 from fastmed.writers.tables import write_json
 
