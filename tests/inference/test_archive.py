@@ -16,7 +16,7 @@ from fastmed.inference import archive as archive_module
 from fastmed.readers.index import index
 
 TABLES = {"findings.csv", "manifest.json", "report.html"}
-SCAN_FILES = {"labels.nii.gz", "findings.json", "preview.png"}
+SCAN_FILES = {"labels.nii.gz", "findings.json", "preview.png", "thumb.jpg"}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_lenient_does_the_doubtful_scan_and_records_it(archive, run):
 def test_the_same_scan_gives_the_same_bytes(archive, run, tmp_path):
     one, two = (run(archive / "b", tmp_path / name) for name in ("one", "two"))
     names = [n for n in files_below(one.output) if n.startswith("series") or n.endswith(".csv")]
-    assert len(names) == 4
+    assert len(names) == 5
     for name in names:
         assert (one.output / name).read_bytes() == (two.output / name).read_bytes(), name
 
@@ -166,7 +166,7 @@ WRITTEN = {
     ("json",): ({"findings.json"}, set()),
     ("csv",): (set(), {"findings.csv"}),
     ("png",): ({"preview.png"}, set()),
-    ("report",): ({"preview.png"}, {"report.html"}),
+    ("report",): ({"preview.png", "thumb.jpg"}, {"report.html"}),
     ("nifti", "csv"): ({"labels.nii.gz"}, {"findings.csv"}),
 }
 

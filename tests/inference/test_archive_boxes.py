@@ -102,6 +102,7 @@ def test_by_default_a_detection_writes_figures_and_pictures(run, tmp_path):
     (row,) = result.rows
     assert files_below(result.output) == {
         f"series/{row.name}/findings.json", f"series/{row.name}/preview.png",
+        f"series/{row.name}/thumb.jpg",
         "findings.csv", "report.html", "manifest.json",
     }  # fmt: skip
 
@@ -136,7 +137,7 @@ def test_a_scan_that_is_no_dicom_has_no_report_and_says_so(run, tmp_path):
     (row,) = result.rows
     assert row.verdict == "done"
     folder = result.output / "series" / "a.nii.gz"
-    names = {"findings.json", "preview.png"} | {f"voc/000{z}.xml" for z in (2, 3, 4, 7)}
+    names = {"findings.json", "preview.png", "thumb.jpg"} | {f"voc/000{z}.xml" for z in (2, 3, 4, 7)}
     assert files_below(folder) == names
     warning = "findings.sr.dcm is left out: a.nii.gz is no DICOM"
     assert warning in json.loads((folder / "findings.json").read_text())["warnings"][-1]

@@ -103,7 +103,7 @@ def test_a_folder_of_images_gets_label_pictures_of_the_labels_grey_values(run, i
     assert verdicts(result) == {
         "one.png": "done", "two.tif": "done", "red.png": "refused", "notes.txt": "skipped",
     }  # fmt: skip
-    per_image = {"labels.png", "findings.json", "preview.png"}
+    per_image = {"labels.png", "findings.json", "preview.png", "thumb.jpg"}
     expected = {f"series/{name}/{f}" for name in ("one.png", "two.tif") for f in per_image}
     tables = {"findings.csv", "report.html", "manifest.json"}
     assert files_below(result.output) == expected | tables
@@ -170,7 +170,7 @@ def test_scores_stand_in_every_table(run, tmp_path):
     (row,) = result.rows
     assert row.verdict == "done"
     folder = result.output / "series" / row.name
-    assert {p.name for p in folder.iterdir()} == {"findings.json", "preview.png"}
+    assert {p.name for p in folder.iterdir()} == {"findings.json", "preview.png", "thumb.jpg"}
     content = json.loads((folder / "findings.json").read_text())
     assert content["masks"] == []
     assert [score["label"] for score in content["scores"]] == ["clear", "nodule", "effusion"]
