@@ -196,28 +196,30 @@ def _leaks(data: bytes) -> list[str]:
     return [word for word, all_of in spellings.items() if any(one in upper for one in all_of)]
 
 
-def _assert_silent(said, output, heard) -> None:
+def _assert_silent(output, heard, logged: str) -> None:
     for name, data in _contents(output):
         assert not _leaks(name.encode() + data), name
-    for line in (*heard.out.splitlines(), *heard.err.splitlines()):
+    for line in (*heard.out.splitlines(), *heard.err.splitlines(), *logged.splitlines()):
         assert not _leaks(line.encode()), line
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_segmentation_says_nothing_of_the_patient(said, strict, tiny_bundle, tmp_path, capfd):
+def test_a_segmentation_says_nothing_of_the_patient(
+    said, strict, tiny_bundle, tmp_path, capfd, caplog
+):
     result = fastmed.infer(
         said, tmp_path / "out", model=tiny_bundle, engine="torch", device="cpu", strict=strict
     )
     heard = capfd.readouterr()
     assert sum(row.verdict == "done" for row in result.rows) >= 4
     assert sum(row.verdict in ("refused", "failed") for row in result.rows) >= 8
-    _assert_silent(said, result.output, heard)
+    _assert_silent(result.output, heard, caplog.text)
     assert strict == (not list(result.output.rglob("labels_slices.npz")))
     for row in result.rows:
         assert not _leaks(repr(row).encode()), row.source
 
 
-def test_a_detection_says_nothing_of_the_patient(said, tmp_path, monkeypatch, capfd):
+def test_a_detection_says_nothing_of_the_patient(said, tmp_path, monkeypatch, capfd, caplog):
     bundle.write(tmp_path / "bundle", NODULES, nn.Linear(1, 1))
     model = SimpleNamespace(
         engine=SimpleNamespace(name="none", device="cpu", precision="fp32"),
@@ -242,15 +244,15 @@ def test_a_detection_says_nothing_of_the_patient(said, tmp_path, monkeypatch, ca
     names = {name for name, _ in _contents(result.output)}
     assert {"marks.csv", "coco.json", "findings.csv"} <= names
     assert sum(name.endswith("findings.sr.dcm") for name in names) >= 3
-    _assert_silent(said, result.output, heard)
+    _assert_silent(result.output, heard, caplog.text)
 
 
 @pytest.mark.parametrize("options", [[], ["--lenient"]])
-def test_an_index_says_nothing_of_the_patient(said, options, capfd):
+def test_an_index_says_nothing_of_the_patient(said, options, capfd, caplog):
     cli.main(["index", str(said), *options])
     heard = capfd.readouterr()
     assert "damaged" in heard.out
-    for line in (*heard.out.splitlines(), *heard.err.splitlines()):
+    for line in (*heard.out.splitlines(), *heard.err.splitlines(), *caplog.text.splitlines()):
         assert not _leaks(line.encode()), line
 
 
@@ -263,3 +265,11 @@ def test_the_words_would_be_found(said, tmp_path):
     assert [bool(_leaks(data)) for _, data in _contents(tmp_path)].count(True) == 4
     assert _leaks((said / "sound" / "0001.dcm").read_bytes())
     assert json.dumps(SAID)
+
+
+def test_a_program_keeps_its_own_warnings_of_pydicom(said, caplog):
+    fastmed.index(said / "character-set")
+    assert not caplog.text
+    with pytest.warns(UserWarning, match="Unknown encoding"):
+        str(pydicom.dcmread(said / "character-set" / "0001.dcm").PatientName)
+    assert "Unknown encoding" in caplog.text

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import math
-import warnings
 from collections import defaultdict
 from hashlib import sha256
 
 from fastmed.readers import dicom_stack
 from fastmed.readers.dicom_header import NATIVE, Header
 from fastmed.readers.dicom_notes import Doubt, Notes
+from fastmed.readers.dicom_quiet import quietly
 
 
 def without_identical_files(headers: list[Header], notes: Notes) -> list[Header]:
@@ -104,7 +104,7 @@ def _stored_bytes(header: Header) -> bytes:
         raise ValueError("a compressed frame among others")
     import pydicom
 
-    with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+    with quietly():
         dataset = pydicom.dcmread(header.path, specific_tags=["PixelData"], force=True)
         return dataset.PixelData
 

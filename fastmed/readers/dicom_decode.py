@@ -23,6 +23,7 @@ import fastmed
 from fastmed.errors import SeriesError
 from fastmed.readers.dicom_codecs import decode_frame, has_codec
 from fastmed.readers.dicom_header import NATIVE, Header
+from fastmed.readers.dicom_quiet import quietly
 from fastmed.readers.dicom_worker import decoded
 from fastmed.readers.series import one_line
 
@@ -37,7 +38,8 @@ def why_not(transfer_syntax: str) -> str:
     from pydicom.pixels import get_decoder
 
     try:
-        decoder = get_decoder(transfer_syntax)
+        with quietly():
+            decoder = get_decoder(transfer_syntax)
     except NotImplementedError:
         return (
             f"transfer syntax {_name(transfer_syntax)} is not supported; convert the series to an "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from fastmed.readers.dicom_quiet import quietly
 
 _ENVELOPED_DATA = bytes.fromhex("06092a864886f70d010703")  # CMS, as secure DICOM files are
 _MARKS = {
@@ -39,7 +39,7 @@ def has_encrypted_attributes(path: str) -> bool:
     import pydicom
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+        with quietly():
             dataset = pydicom.dcmread(
                 path, stop_before_pixels=True, specific_tags=[_ENCRYPTED_ATTRIBUTES], force=True
             )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Collection
 
 from fastmed.errors import SeriesError
 from fastmed.readers.dicom_header import Header
+from fastmed.readers.dicom_quiet import quietly
 from fastmed.readers.reread import opened
 from fastmed.readers.series import Series, one_line
 
@@ -43,7 +43,7 @@ def read_evidence(series: Series, sop_instance_uids: Collection[str]) -> list:
 def _evidence(header: Header):
     import pydicom
 
-    with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+    with quietly():
         try:
             source = pydicom.dcmread(
                 header.path,

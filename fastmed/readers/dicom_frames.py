@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from dataclasses import replace
 
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_notes import Doubt
+from fastmed.readers.dicom_quiet import quietly
 
 _CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 _SHARED, _PER_FRAME = 0x52009229, 0x52009230
@@ -50,7 +50,7 @@ def _functional_groups(header: Header):
     import pydicom
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+        with quietly():
             dataset = pydicom.dcmread(
                 header.path,
                 stop_before_pixels=True,

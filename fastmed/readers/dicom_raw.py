@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import struct
-import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from fastmed.readers.dicom_quiet import quietly
 
 _MARK_END = 132  # a preamble of 128 bytes, then "DICM"
 _HEAD_BYTES = 1 << 16  # most headers fit; a longer one is read again from the file
@@ -88,7 +89,7 @@ def read_raw(path: str | os.PathLike, file_bytes: int) -> RawHeader | None:
 
         head += file.read(_HEAD_BYTES)
         try:
-            with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+            with quietly():
                 return _read(file, head, file_bytes)
         except OSError:
             raise

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
+
+from fastmed.readers.dicom_quiet import quietly
 
 
 def decoded(path: str, frame: int = 0):
@@ -19,7 +20,7 @@ def decoded(path: str, frame: int = 0):
     from pydicom.pixels import pixel_array
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # they quote what they meet
+        with quietly():
             return pixel_array(dcmread(path, force=True), index=frame)
     except (KeyboardInterrupt, SystemExit):
         raise
