@@ -1,11 +1,13 @@
 """The phantom archive of every state: what it holds, and that its truth is complete and repeats."""
 
 from collections import Counter
+from pathlib import Path
 
 import pydicom
 import pytest
 
 from fastmed import phantom_archive
+from fastmed.cli import main
 from fastmed.errors import UsageError
 from fastmed.phantom_archive import SIZES, WAYS, read_truth, shares, write_archive
 from fastmed.phantom_scans import write_phantoms
@@ -76,7 +78,17 @@ def test_the_shares_are_kept_where_there_are_enough_series():
         assert abs(order[way] - 1000 * part) < 2, way
 
 
-def test_wrong_settings_are_named(tmp_path):
+def test_the_page_on_it_has_the_truth_of_every_way(archive):
+    page = (Path(__file__).parents[2] / "docs" / "phantom_archive.md").read_text("utf-8")
+    for row in read_truth(archive / "truth.csv"):
+        words = (row.kind, row.conditions.replace(";", ","), row.strict, row.lenient)
+        lines = page[page.index(f"| {row.way} |") :].splitlines()[:3]
+        assert any(" | ".join(words) in line for line in lines), row
+
+
+def test_wrong_settings_are_named(tmp_path, capsys):
+    assert main(["phantom", "archive", "--output", str(tmp_path / "a"), "--size", "huge"]) == 2
+    assert "--size huge: expected one of small, tiny" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--size huge"):
         write_phantoms("archive", tmp_path / "a", size="huge")
     with pytest.raises(UsageError, match="phantom abdomen does not take it"):

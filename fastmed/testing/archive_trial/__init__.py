@@ -3,7 +3,7 @@
 from fastmed.testing.archive_trial.bundle import tiny_bundle
 from fastmed.testing.archive_trial.command import Started, run, start
 from fastmed.testing.archive_trial.kill import KillTrial, kill_trial
-from fastmed.testing.archive_trial.measure import Measured, measure, per_series
+from fastmed.testing.archive_trial.measure import Measured, measure, per_series, tiles_in
 from fastmed.testing.archive_trial.results import differences, digests, left_behind, stamps
 from fastmed.testing.archive_trial.share import together_trial, union_trial
 from fastmed.testing.archive_trial.verdicts import (
@@ -30,6 +30,7 @@ __all__ = [
     "stamps",
     "start",
     "table",
+    "tiles_in",
     "tiny_bundle",
     "together_trial",
     "union_trial",

@@ -1,7 +1,8 @@
-"""What a run takes: memory of all its processes, time, files opened and system calls."""
+"""What a run takes: memory of all its processes, time, tiles, files opened and system calls."""
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ class Measured:
 
     peak_mb: of all its processes together (proportional set size); largest_mb: of the largest one.
     work_seconds: from its first result to its end. calls, opened: system calls, and how many of
-    them open a file; None where strace is absent.
+    them open a file; None where strace is absent. tiles: that the network saw; None where the
+    run's log does not say it.
     """
 
     series: int
@@ -31,6 +33,7 @@ class Measured:
     largest_mb: float
     calls: int | None
     opened: int | None
+    tiles: int | None = None
 
 
 def measure(arguments: Sequence[object], output: Path, series: int) -> Measured:
@@ -41,18 +44,19 @@ def measure(arguments: Sequence[object], output: Path, series: int) -> Measured:
 
     arguments: of fastmed without --output, which is added.
     """
-    seconds, work = _timed([*arguments, "--output", output], output)
+    events = output.with_suffix(".jsonl")
+    seconds, work = _timed([*arguments, "--output", output, "--log", events], output)
     sampled = output.with_name(f"{output.name}-sampled")
     peak, largest = _memory([*arguments, "--output", sampled], sampled)
     calls = opened = None
     if which("strace"):
         traced = output.with_name(f"{output.name}-traced")
         calls, opened = _system_calls([*arguments, "--output", traced], traced)
-    return Measured(series, seconds, work, peak, largest, calls, opened)
+    return Measured(series, seconds, work, peak, largest, calls, opened, tiles_in(events))
 
 
 def per_series(less: Measured, more: Measured) -> dict[str, float | None]:
-    """What each further series takes between two runs: seconds, system calls, files opened."""
+    """What each further series takes between two runs: seconds, calls, files opened, tiles."""
     further = more.series - less.series
 
     def of(one, other):
@@ -62,7 +66,15 @@ def per_series(less: Measured, more: Measured) -> dict[str, float | None]:
         "seconds": of(less.seconds, more.seconds),
         "calls": of(less.calls, more.calls),
         "opened": of(less.opened, more.opened),
+        "tiles": of(less.tiles, more.tiles),
     }
+
+
+def tiles_in(events: Path) -> int | None:
+    """Tiles of all scans that a run's log has as done; None where one of them says no number."""
+    lines = map(json.loads, events.read_text(encoding="utf-8").splitlines())
+    each = [line.get("tiles") for line in lines if line["event"] == "scan done"]
+    return None if None in each else sum(each)
 
 
 def _timed(arguments: Sequence[object], output: Path) -> tuple[float, float]:
