@@ -43,74 +43,85 @@ def network_xyz(bundle: bundles.Bundle) -> torch.nn.Module:
     return network.to(memory_format=torch.channels_last_3d)
 
 
+class Scan:
+    """One scan through MONAI's transforms; the seconds of its stages are added to `seconds`."""
+
+    def __init__(self, spec, network, output: str, spacing_dtype: str, seconds: dict[str, float]):
+        self._spec, self._network, self._seconds = spec, network, seconds
+        low, high = spec.window_hu
+        self._before = {
+            "read": (LoadImaged(KEY, reader="PydicomReader"), EnsureChannelFirstd(KEY)),
+            "resample": (
+                Orientationd(KEY, axcodes="LPS", labels=None),
+                Spacingd(
+                    KEY,
+                    pixdim=spec.spacing_mm_zyx[::-1],
+                    mode="bilinear",
+                    dtype=getattr(torch, spacing_dtype),
+                ),
+                ScaleIntensityRanged(KEY, low, high, 0.0, 1.0, clip=True),
+            ),
+        }
+        every = [transform for transforms in self._before.values() for transform in transforms]
+        self._after = {
+            "invert": Invertd("pred", Compose(every), orig_keys=KEY, nearest_interp=False),
+            "argmax": AsDiscreted("pred", argmax=True),
+            "write": SaveImaged(
+                "pred",
+                output_dir=output,
+                output_postfix="labels",
+                output_ext=".nii.gz",
+                output_dtype="uint8",
+                separate_folder=False,
+                print_log=False,
+            ),
+        }
+
+    @contextmanager
+    def _clock(self, stage: str):
+        started = time.perf_counter()
+        yield
+        spent = time.perf_counter() - started
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
+
+    def _forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        with self._clock("network"):
+            return self._network(tiles.to(memory_format=torch.channels_last_3d)).contiguous()
+
+    def run(self, scan: str) -> None:
+        """Reads the scan, runs the network over it, and writes its label map."""
+        data = {KEY: scan}
+        for stage, transforms in self._before.items():
+            with self._clock(stage):
+                for transform in transforms:
+                    data = transform(data)
+        before = self._seconds.get("network", 0.0)
+        started = time.perf_counter()
+        data["pred"] = sliding_window_inference(
+            data[KEY][None],
+            roi_size=_tile(data[KEY].shape[1:], self._spec),
+            sw_batch_size=1,
+            predictor=self._forward,
+            overlap=self._spec.overlap,
+            mode="gaussian",
+            padding_mode="replicate",
+        )[0]
+        beside = time.perf_counter() - started - (self._seconds["network"] - before)
+        self._seconds["stitch"] = self._seconds.get("stitch", 0.0) + beside
+        for stage, transform in self._after.items():
+            with self._clock(stage):
+                data = transform(data)
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     scan, folder, output, spacing_dtype = sys.argv[1:]
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def clock(stage: str):
-        started = time.perf_counter()
-        yield
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
-
-    with clock("load"):
-        bundle = bundles.read(folder)
-        spec = bundle.spec
-        network = network_xyz(bundle)
-    low, high = spec.window_hu
-    before = {
-        "read": (LoadImaged(KEY, reader="PydicomReader"), EnsureChannelFirstd(KEY)),
-        "resample": (
-            Orientationd(KEY, axcodes="LPS", labels=None),
-            Spacingd(
-                KEY,
-                pixdim=spec.spacing_mm_zyx[::-1],
-                mode="bilinear",
-                dtype=getattr(torch, spacing_dtype),
-            ),
-            ScaleIntensityRanged(KEY, low, high, 0.0, 1.0, clip=True),
-        ),
-    }
-    every = [transform for transforms in before.values() for transform in transforms]
-    after = {
-        "invert": Invertd("pred", Compose(every), orig_keys=KEY, nearest_interp=False),
-        "argmax": AsDiscreted("pred", argmax=True),
-        "write": SaveImaged(
-            "pred",
-            output_dir=output,
-            output_postfix="labels",
-            output_ext=".nii.gz",
-            output_dtype="uint8",
-            separate_folder=False,
-            print_log=False,
-        ),
-    }
-
-    def forward(tiles: torch.Tensor) -> torch.Tensor:
-        with clock("network"):
-            return network(tiles.to(memory_format=torch.channels_last_3d)).contiguous()
-
-    data = {KEY: scan}
+    started = time.perf_counter()
+    bundle = bundles.read(folder)
+    network = network_xyz(bundle)
+    seconds = {"load": time.perf_counter() - started}
     with torch.inference_mode():
-        for stage, transforms in before.items():
-            with clock(stage):
-                for transform in transforms:
-                    data = transform(data)
-        with clock("sliding window"):
-            data["pred"] = sliding_window_inference(
-                data[KEY][None],
-                roi_size=_tile(data[KEY].shape[1:], spec),
-                sw_batch_size=1,
-                predictor=forward,
-                overlap=spec.overlap,
-                mode="gaussian",
-                padding_mode="replicate",
-            )[0]
-        for stage, transform in after.items():
-            with clock(stage):
-                data = transform(data)
-    seconds["stitch"] = seconds.pop("sliding window") - seconds["network"]
+        Scan(bundle.spec, network, output, spacing_dtype, seconds).run(scan)
     seconds["decode"] = seconds["invert"] + seconds["argmax"]
     (labels,) = Path(output).glob("*.nii.gz")
     print(json.dumps({"seconds": seconds, "engine": "torch", "labels": str(labels)}))

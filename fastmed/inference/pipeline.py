@@ -67,6 +67,7 @@ class _Case:
     said: Any = None
     model: Model | None = None
     warnings: tuple[str, ...] = ()
+    tiles: int = 0
     has_place: bool = False
 
 
@@ -251,6 +252,7 @@ class Pipeline:
             nonlocal said_last
             if self._stopped.is_set():
                 raise _Dropped
+            case.tiles = total
             if time.monotonic() - said_last > _TILES_SECONDS or done == total:
                 said_last = time.monotonic()
                 tiles = {"event": "tiles", "name": unit.name, "done": done, "total": total}
@@ -333,7 +335,8 @@ class Pipeline:
             self._failed(case, error)
             return
         self._let_go(case)
-        self._report({"event": "done", "name": unit.name, "seconds": case.clock.seconds})
+        done = {"event": "done", "name": unit.name, "tiles": case.tiles}
+        self._report(done | {"seconds": case.clock.seconds})
 
     def _failed(self, case: _Case, error: Exception) -> None:
         """Counts a failed attempt; a full disk is no fault of the scan's and ends the run."""

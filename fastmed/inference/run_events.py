@@ -70,7 +70,7 @@ class RunEvents:
         if what == "stage":
             self._stage(event)
         elif what in ("done", "unchanged"):
-            self._end(name, event.get("seconds", {}))
+            self._end(event)
         elif what == "failed":
             self._fail(event)
         elif what == "fallback":
@@ -101,7 +101,8 @@ class RunEvents:
         elif event["stage"] == "network":
             self._current = event["source"]
 
-    def _end(self, name: str, seconds: dict[str, float]) -> None:
+    def _end(self, event: dict[str, Any]) -> None:
+        name, seconds = event["name"], event.get("seconds", {})
         self._done += 1
         self._stage_seconds.update(seconds)
         unit = self._journal.unit(name)
@@ -112,8 +113,9 @@ class RunEvents:
             source=unit.source,
             seconds=sum(seconds.values()),
             stage_seconds=seconds,
+            tiles=event.get("tiles", 0),
             attempt=unit.attempts + 1,
-            warnings=unit.row.get("findings", {}).get("warnings", []),
+            warnings=len(unit.row.get("findings", {}).get("warnings", [])),
         )
 
     def _fail(self, event: dict[str, Any]) -> None:

@@ -17,7 +17,9 @@ from typing import Any, TextIO
 EVENTS = {
     "run started": ("output", "model", "engine", "device", "scans", "to_do"),
     "scan started": ("series", "source", "attempt"),
-    "scan done": ("series", "source", "seconds", "stage_seconds", "attempt", "warnings"),
+    "scan done": (
+        *("series", "source", "seconds", "stage_seconds", "tiles", "attempt", "warnings"),
+    ),
     "scan skipped": ("series", "source", "verdict", "reason"),
     "scan refused": ("series", "source", "verdict", "reason"),
     "scan failed": ("series", "source", "reason", "attempt", "seconds"),

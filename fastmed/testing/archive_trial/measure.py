@@ -12,6 +12,7 @@ from shutil import which
 
 from fastmed.testing.archive_trial.command import start
 from fastmed.testing.archive_trial.results import finished_names
+from fastmed.testing.process_memory import session_memory_mb
 
 _SAMPLE_SECONDS = 0.05
 
@@ -97,35 +98,13 @@ def _memory(arguments: Sequence[object], output: Path) -> tuple[float, float]:
     started = start(arguments, output.with_suffix(".log"))
     try:
         while started.process.poll() is None:
-            each = [_pss_kb(pid) for pid in _session(started.process.pid)]
+            each = session_memory_mb(started.process.pid)
             peak, largest = max(peak, sum(each)), max([largest, *each])
             time.sleep(_SAMPLE_SECONDS)
         started.wait(output)
     finally:
         started.kill()
-    return peak / 1024, largest / 1024
-
-
-def _session(leader: int) -> list[int]:
-    """The processes of a session."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader:
-            found.append(int(folder.name))
-    return found
-
-
-def _pss_kb(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    match = re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)
-    return int(match[1]) if match else 0
+    return peak, largest
 
 
 def _system_calls(arguments: Sequence[object], output: Path) -> tuple[int, int]:
