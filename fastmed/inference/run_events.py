@@ -66,7 +66,7 @@ class RunEvents:
 
     def take(self, event: dict[str, Any]) -> None:
         """Takes one event of a pipeline, or a "tick" that only asks for a look at the clock."""
-        what, name = event["event"], event.get("name")
+        what = event["event"]
         if what == "stage":
             self._stage(event)
         elif what in ("done", "unchanged"):
