@@ -1,4 +1,4 @@
-# make demo [SCANS=folder] | test | test-long | sanitize | bench | bench-docs | lint | bundle [TORSO=folder]
+# make demo [SCANS=folder] | test | test-long | sanitize | fuzz [RUNS=n] | bench | bench-docs | lint | bundle [TORSO=folder]
 # The first call sets everything up in .venv; later calls reuse it.
 
 VENV := .venv
@@ -8,14 +8,14 @@ READY := $(VENV)/ready
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup demo test test-long sanitize bench bench-kernels bench-docs lint bundle
+.PHONY: setup demo test test-long sanitize fuzz bench bench-kernels bench-docs lint bundle
 
 setup: $(READY)
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastmed needs Python 3.11 or newer")'
 	python3 -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch numpy scikit-build-core cmake ninja
+	$(PIP) install -c constraints.txt torch numpy scikit-build-core cmake ninja pybind11
 	touch $@
 
 $(READY): $(VENV)/installed $(NATIVE)
@@ -55,7 +55,8 @@ test: $(VENV)/integrations-ready $(VENV)/tensor-rt-ready $(ORACLES)/torchvision
 test-long: $(VENV)/integrations-ready $(VENV)/bench-ready
 	$(PYTHON) -m pytest -m long
 
-# The op tests under AddressSanitizer and UndefinedBehaviorSanitizer: the CPU kernels, then the CUDA kernels
+# Under AddressSanitizer and UndefinedBehaviorSanitizer: the DICOM reader on the fuzzers' corpus and mutations of it,
+# and its tests; the op tests: the CPU kernels, then the CUDA kernels
 # emulated on the CPU, which torch cannot trace. Torch is not built with the sanitizers, hence the libraries
 # loaded first; Python leaks by design.
 SANITIZED := $(CURDIR)/build/sanitize
@@ -69,14 +70,29 @@ sanitize: $(READY)
 	$(CMAKE) -S . -B $(SANITIZED) -G Ninja -DFASTMED_SANITIZE=ON -DFASTMED_CUDA_ON_CPU=ON \
 		-DPython_EXECUTABLE="$(CURDIR)/$(PYTHON)"
 	$(CMAKE) --build $(SANITIZED)
+	$(SANITIZED)/replay $(MUTATIONS) tests/fuzz_corpus/*.bin
+	$(SANITIZE) tests/readers/test_native_reader.py
 	$(SANITIZE) tests/ops tests/cuda_on_cpu
 	$(SANITIZE) -p emulated tests/ops --ignore-glob 'tests/ops/test_tracing*' -k "not (opcheck or gradcheck or compile or export or threads)"
+
+# The DICOM reader under libFuzzer, which comes with clang; what it finds stays in build/fuzz.
+CLANG ?= clang++
+RUNS ?= 1000000
+MUTATIONS := 20000
+FUZZED := csrc/host/fuzz/libfuzzer.cpp csrc/host/fuzz/target.cpp $(addprefix csrc/host/,header.cpp elements.cpp rle.cpp)
+
+fuzz:
+	mkdir -p build/fuzz/corpus
+	$(CLANG) -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc $(FUZZED) \
+		-o build/fuzz/dicom
+	cd build/fuzz && ./dicom -runs=$(RUNS) -max_len=4096 -print_final_stats=1 corpus $(CURDIR)/tests/fuzz_corpus
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
 bench: bench-kernels
+	$(PYTHON) benches/bench_read.py
 	$(PYTHON) benches/bench_infer.py
 	$(PYTHON) benches/bench_train.py
 	$(PYTHON) benches/bench_detect.py

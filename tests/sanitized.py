@@ -1,4 +1,4 @@
-"""pytest plugin of `make sanitize`: fastmed._C is the library in the folder FASTMED_SANITIZED."""
+"""pytest plugin of `make sanitize`: native modules are those in the folder FASTMED_SANITIZED."""
 
 import os
 import sys
@@ -9,7 +9,9 @@ from pathlib import Path
 from hypothesis import settings
 
 EXAMPLES = 10
-LIBRARY = Path(os.environ["FASTMED_SANITIZED"]).resolve() / "_C.so"
+FOLDER = Path(os.environ["FASTMED_SANITIZED"]).resolve()
+LIBRARY = FOLDER / "_C.so"
+LIBRARIES = {"fastmed._C": LIBRARY, "fastmed._host": next(FOLDER.glob("_host.*.so"))}
 
 
 class _Finder:
@@ -17,17 +19,20 @@ class _Finder:
 
     @staticmethod
     def find_spec(name, path=None, target=None) -> ModuleSpec | None:
-        return spec_from_file_location(name, LIBRARY) if name == "fastmed._C" else None
+        return spec_from_file_location(name, LIBRARIES[name]) if name in LIBRARIES else None
 
 
 sys.meta_path.insert(0, _Finder)
 
 
 def pytest_sessionstart(session):
-    import fastmed.ops  # noqa: F401
+    import fastmed._host
+
+    import fastmed.ops
 
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     assert {each for each in mapped if each.endswith("/_C.so")} == {str(LIBRARY)}
+    assert fastmed._host.__file__ == str(LIBRARIES["fastmed._host"])
     assert any("libasan" in each for each in mapped)
 
 

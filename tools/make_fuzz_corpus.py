@@ -8,6 +8,7 @@ Each file lacks its preamble and mark, which the fuzzers put before it.
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from pathlib import Path
 
@@ -61,6 +62,12 @@ def slice_of(*, open_sequences: bool) -> Dataset:
     return ct
 
 
+def _rle_frame() -> bytes:
+    """16 pixels of two bytes: a run and a literal in each plane."""
+    plane = bytes([249, 5, 7, *range(8)])
+    return struct.pack("<16L", 2, 64, 64 + len(plane), *[0] * 13) + plane + plane
+
+
 def main() -> int:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +77,8 @@ def main() -> int:
             ct.file_meta = FileMetaDataset()
             ct.file_meta.TransferSyntaxUID = syntax
             if name in ("jpeg2000", "rle"):
-                ct.PixelData = encapsulate([b"abcd", b"efgh"], has_bot=open_sequences)
+                frames = [_rle_frame() if name == "rle" else b"abcd", b"efgh"]
+                ct.PixelData = encapsulate(frames, has_bot=open_sequences)
                 ct["PixelData"].VR = "OB"
                 ct["PixelData"].is_undefined_length = True
             buffer = io.BytesIO()

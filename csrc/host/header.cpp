@@ -142,7 +142,6 @@ std::optional<Header> read_header(Source& source, std::span<const uint32_t> tags
     }
     offset = element->value_offset + element->length;
   }
-  header.pixel_offset = source.size();
   return header;
 }
 

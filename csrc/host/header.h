@@ -13,7 +13,7 @@ namespace fastmed::host {
 
 // What a well-formed DICOM file says. Text and values are the file's own bytes.
 // values: those of the wanted tags, in their order; empty where absent.
-// pixel_offset: first byte of the pixels' value, the end of the file where there are none.
+// pixel_offset: first byte of the pixels' value, 0 where there are none.
 // cut_short: whether the fragments of compressed pixels lack their end.
 struct Header {
   std::string transfer_syntax;

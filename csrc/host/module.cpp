@@ -2,13 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cerrno>
-#include <limits>
+#include <span>
+#include <string_view>
 
 #include "host/file.h"
 #include "host/header.h"
 #include "host/parallel.h"
 #include "host/pixels.h"
+#include "host/rle.h"
 
 namespace py = pybind11;
 
@@ -84,15 +85,32 @@ py::object read_frame(const std::string& path) {
   return py::bytes(bytes);
 }
 
+// The bytes of a one-dimensional buffer of bytes.
+template <class Byte>
+std::span<Byte> bytes_of(const py::buffer_info& info) {
+  if (info.ndim != 1 || info.itemsize != 1 || info.strides[0] != 1) {
+    throw std::invalid_argument("expected contiguous bytes");
+  }
+  return {static_cast<Byte*>(info.ptr), static_cast<size_t>(info.size)};
+}
+
+bool decode_rle_frame(const py::bytes& frame, const py::buffer& pixels, size_t pixel_bytes) {
+  const py::buffer_info info = pixels.request(true);
+  const std::string_view view = frame;
+  const std::span from(reinterpret_cast<const uint8_t*>(view.data()), view.size());
+  const std::span to = bytes_of<uint8_t>(info);
+  py::gil_scoped_release released;
+  return decode_rle(from, to, pixel_bytes);
+}
+
 py::tuple read_into(const Paths& paths, const std::vector<uint64_t>& offsets,
                     const std::vector<std::tuple<int64_t, int64_t, int64_t>>& paddings, const py::buffer& voxels,
                     int pixel_bytes, bool is_signed, bool swap, int unused_bits, size_t threads) {
   const py::buffer_info info = voxels.request(true);
-  const size_t count = paths.size();
-  const size_t total = static_cast<size_t>(info.size * info.itemsize);
-  const bool is_flat = info.ndim == 1 && info.itemsize == 1 && info.strides[0] == 1;
-  if (!is_flat || count == 0 || total % count || offsets.size() != count || paddings.size() != count) {
-    throw std::invalid_argument("voxels: expected contiguous bytes, with a path, offset and padding for each slice");
+  const std::span bytes_to = bytes_of<uint8_t>(info);
+  const size_t count = paths.size(), total = bytes_to.size();
+  if (count == 0 || total % count || offsets.size() != count || paddings.size() != count) {
+    throw std::invalid_argument("voxels: expected a path, an offset and a padding for each slice of equal size");
   }
   const bool is_known = pixel_bytes == 1 || pixel_bytes == 2 || pixel_bytes == 4;
   if (!is_known || unused_bits < 0 || unused_bits >= 8 * pixel_bytes || (total / count) % pixel_bytes) {
@@ -107,7 +125,7 @@ py::tuple read_into(const Paths& paths, const std::vector<uint64_t>& offsets,
   {
     py::gil_scoped_release released;
     const PixelType type{pixel_bytes, is_signed, swap, unused_bits};
-    results = read_slices(slices, type, static_cast<uint8_t*>(info.ptr), total / count, threads);
+    results = read_slices(slices, type, bytes_to.data(), total / count, threads);
   }
   py::list bytes(count), errors(count), padded(count);
   for (size_t k = 0; k < count; ++k) {
@@ -130,6 +148,8 @@ PYBIND11_MODULE(_host, module) {
              "raw bytes of the rising `tags`.");
   module.def("read_frame", &read_frame, py::arg("path"),
              "The bytes of the one compressed frame of a file; None where they are not whole or unusual.");
+  module.def("decode_rle", &decode_rle_frame, py::arg("frame"), py::arg("pixels"), py::arg("pixel_bytes"),
+             "Decodes a frame of RLE into `pixels` (bytes); False where the frame does not fill it exactly.");
   module.def("read_slices", &read_into, py::arg("paths"), py::arg("offsets"), py::arg("paddings"),
              py::arg("voxels"), py::arg("pixel_bytes"), py::arg("is_signed"), py::arg("swap"),
              py::arg("unused_bits"), py::arg("threads"),

@@ -1,4 +1,4 @@
-"""Compressed DICOM frames decoded by imagecodecs, which leaves Python's lock while it works.
+"""Compressed DICOM frames decoded by imagecodecs and the native module, both without Python's lock.
 
 A stream is decoded only where what it says of itself is what its DICOM header says, so that no
 size that damage made up is allocated. All else is left to pydicom.
@@ -11,26 +11,30 @@ from functools import cache
 import numpy as np
 
 from fastmed.readers.dicom_header import Header
-from fastmed.readers.dicom_native import is_built, native_frame
+from fastmed.readers.dicom_native import is_built, native_frame, native_rle
 from fastmed.readers.dicom_stream import StreamFacts, stream_facts
 
 _BASE = "1.2.840.10008.1.2."
 _RLE = f"{_BASE}5"
 _JPEG_2000 = {f"{_BASE}4.{n}": "jpeg2k" for n in (90, 91)}
-_HTJ2K = {f"{_BASE}4.{n}": "htj2k" for n in (201, 202, 203)}
+_HTJ2K = {f"{_BASE}4.{n}": "jpeg2k" for n in (201, 202, 203)}  # OpenJPH may never end on damage
 _JPEG_LS = {f"{_BASE}4.{n}": "jpegls" for n in (80, 81)}
 _JPEG = {f"{_BASE}4.{n}": "jpeg8" for n in (50, 51, 57, 70)}  # libjpeg-turbo: 8 to 16 bits
-_CODECS = {_RLE: "dicomrle", **_JPEG_2000, **_HTJ2K, **_JPEG_LS, **_JPEG}
+_JPEG_END = b"\xff\xd9"  # without it CharLS takes seconds to see that a stream is cut short
+_CODECS = {**_JPEG_2000, **_HTJ2K, **_JPEG_LS, **_JPEG}
 
 
 @cache
 def has_codec(transfer_syntax: str) -> bool:
     """Whether frames of a transfer syntax can be decoded here, as far as it tells."""
-    return is_built() and _codec(transfer_syntax) is not None
+    return is_built() and (transfer_syntax == _RLE or _codec(transfer_syntax) is not None)
 
 
 def decode_frame(header: Header, target: np.ndarray) -> bool:
-    """Decodes a slice into `target` [H, W]; False where that is for pydicom to do or to refuse."""
+    """Decodes a slice into `target` [H, W]; False where that is for pydicom to do or to refuse.
+
+    Raises RuntimeError on damaged JPEG-LS, over which pydicom's decoder may never end.
+    """
     if not has_codec(header.transfer_syntax) or header.samples != 1 or header.frames != 1:
         return False
     frame = native_frame(header.path)
@@ -38,7 +42,9 @@ def decode_frame(header: Header, target: np.ndarray) -> bool:
         return False
     try:
         pixels = _decoded(header, frame, target)
-    except (RuntimeError, ValueError, TypeError, OverflowError):  # codecs' errors are RuntimeErrors
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        if header.transfer_syntax in _JPEG_LS:
+            raise RuntimeError(f"{error}" or type(error).__name__) from error
         return False
     if pixels is None or pixels.shape != target.shape:
         return False
@@ -62,17 +68,19 @@ def _codec(transfer_syntax: str):
 
 def _decoded(header: Header, frame: bytes, target: np.ndarray) -> np.ndarray | None:
     """The pixels in the type of `target`; None where the stream is not what the header says."""
-    decode = _codec(header.transfer_syntax)
     if header.transfer_syntax == _RLE:
-        raw = decode(np.frombuffer(frame, np.uint8), target.dtype)
-        if len(raw) != target.nbytes:
+        if not native_rle(frame, target):
             return None
-        pixels = np.frombuffer(bytearray(raw), target.dtype).reshape(target.shape)
-        return _without_bits(pixels, header.bits_allocated - header.bits_stored)
+        return _without_bits(target, header.bits_allocated - header.bits_stored)
     facts = stream_facts(frame)
-    if facts is None or facts[:3] != (*target.shape, 1):
+    fits = facts is not None and facts[:3] == (*target.shape, 1)
+    if header.transfer_syntax in _JPEG_LS and not (
+        fits and frame.rstrip(b"\0").endswith(_JPEG_END)
+    ):
+        raise RuntimeError("its stream is cut short, or not of the size that its header says")
+    if not fits:
         return None
-    pixels = decode(frame)
+    pixels = _codec(header.transfer_syntax)(frame)
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize != target.dtype.itemsize:
         return None
     return _without_bits(pixels.view(target.dtype), _unused_bits(header, facts))

@@ -87,9 +87,9 @@ class Decoder:
 
     def decode(self, header: Header, target: np.ndarray) -> None:
         """Decodes one slice into `target` [H, W]. Raises SeriesError that names the file."""
-        if decode_frame(header, target):
-            return
         try:
+            if decode_frame(header, target):
+                return
             pixels = self._by_pydicom(header.path, header.frame)
         except RuntimeError as error:
             reason = one_line(error, header.path, header.relative)

@@ -55,6 +55,11 @@ def native_frame(path: str) -> bytes | None:
     return None if _host is None else _host.read_frame(os.fsencode(path))
 
 
+def native_rle(frame: bytes, target: np.ndarray) -> bool:
+    """Decodes a frame of RLE into `target` [H, W]; False where it does not fill it exactly."""
+    return _host.decode_rle(frame, memoryview(target).cast("B"), target.dtype.itemsize)
+
+
 def native_slices(
     slices: Sequence[PixelSlice], voxels: np.ndarray, *, big_endian: bool, unused_bits: int
 ) -> list[SliceRead]:

@@ -61,7 +61,7 @@ class RawHeader(NamedTuple):
     media_class_uid, media_instance_uid: those of the file meta group.
     values: of ATTRIBUTES in their order; b"" where absent.
     cut_short: whether compressed pixels lack their end.
-    pixel_offset: first byte of the pixels' value.
+    pixel_offset: first byte of the pixels' value, 0 where there are none.
     """
 
     transfer_syntax: str
@@ -155,6 +155,7 @@ def _raw_header(dataset, tail: _Tail) -> RawHeader:
     if not syntax:
         syntax = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE if little else _EXPLICIT_BIG
     group, element = struct.unpack("<HH" if little else ">HH", tail.bytes[:4].ljust(4, b"\0"))
+    has_pixels = group << 16 | element == _PIXEL_DATA
     return RawHeader(
         transfer_syntax=syntax,
         implicit=implicit,
@@ -162,9 +163,9 @@ def _raw_header(dataset, tail: _Tail) -> RawHeader:
         media_class_uid=str(meta.get("MediaStorageSOPClassUID", "") or ""),
         media_instance_uid=str(meta.get("MediaStorageSOPInstanceUID", "") or ""),
         values=tuple(_value(dataset, tag) for tag in TAGS),
-        has_pixels=group << 16 | element == _PIXEL_DATA,
+        has_pixels=has_pixels,
         cut_short=False,
-        pixel_offset=tail.offset + (8 if implicit else 12),
+        pixel_offset=tail.offset + (8 if implicit else 12) if has_pixels else 0,
     )
 
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "host/header.h"
+#include "host/rle.h"
 
 namespace fastmed::host {
 namespace {
@@ -47,7 +48,7 @@ void read_as_dicom(const uint8_t* data, size_t size) {
   if (!header) return;
   require(header->values.size() == kTags.size());
   require(header->pixel_offset <= bytes.size());
-  require(header->has_pixels || header->pixel_offset == bytes.size());
+  require(header->has_pixels == (header->pixel_offset > 0));
   if (!header->has_pixels) return;
   const auto fragments = read_fragments(source, header->pixel_offset);
   if (!fragments) return;
@@ -56,6 +57,11 @@ void read_as_dicom(const uint8_t* data, size_t size) {
     require(fragment.offset == behind + 8);
     behind = fragment.offset + fragment.length;
     require(behind <= bytes.size());
+    for (size_t pixel_bytes = 1; pixel_bytes <= 2; ++pixel_bytes) {
+      std::vector<uint8_t> pixels(16 * pixel_bytes);
+      const std::vector<uint8_t> frame(bytes.begin() + fragment.offset, bytes.begin() + behind);
+      decode_rle(frame, pixels, pixel_bytes);
+    }
   }
 }
 

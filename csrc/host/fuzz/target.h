@@ -1,4 +1,5 @@
-// What the fuzzers run: a header and its fragments are read from bytes, and what is said of them must be true.
+// What the fuzzers run: a header and its fragments are read from bytes, and what is said of them must be true; pixels
+// of RLE are decoded.
 #pragma once
 
 #include <cstddef>
