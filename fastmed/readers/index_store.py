@@ -44,7 +44,14 @@ _TAKEN = "CREATE TEMP TABLE taken (folded BLOB PRIMARY KEY) WITHOUT ROWID"
 _KEPT_DAYS = 90  # a store that no index has used for so long is removed
 # What else decides a verdict: parsers, and decoders, without which a series cannot be read.
 _JUDGES = ("numpy", "pydicom", "nibabel", "SimpleITK", "pillow")
-_DECODERS = ("pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls", "python-gdcm")
+_DECODERS = (
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "pyjpegls",
+    "python-gdcm",
+    "imagecodecs",
+)
 
 
 @dataclass
