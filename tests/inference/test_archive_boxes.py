@@ -137,7 +137,9 @@ def test_a_scan_that_is_no_dicom_has_no_report_and_says_so(run, tmp_path):
     (row,) = result.rows
     assert row.verdict == "done"
     folder = result.output / "series" / "a.nii.gz"
-    names = {"findings.json", "preview.png", "thumb.jpg"} | {f"voc/000{z}.xml" for z in (2, 3, 4, 7)}
+    names = {"findings.json", "preview.png", "thumb.jpg"} | {
+        f"voc/000{z}.xml" for z in (2, 3, 4, 7)
+    }
     assert files_below(folder) == names
     warning = "findings.sr.dcm is left out: a.nii.gz is no DICOM"
     assert warning in json.loads((folder / "findings.json").read_text())["warnings"][-1]
