@@ -162,3 +162,17 @@ def test_the_legend_counts_what_has_no_room(make_findings):
     shown = [entry for row in rows for entry in row if entry.color]
     assert len(rows) == 3
     assert rows[-1][-1].name == f"and {118 - len(shown)} more"
+
+
+def test_a_thumbnail_is_the_first_plane_and_always_the_same(make_findings, tmp_path):
+    scan, mask = _scan(_UPRIGHT, (0, 0, 0))
+    findings = make_findings(_UPRIGHT, mask.astype(np.uint8), names=("ball",))
+    for name in ("one", "two"):
+        write_preview(scan, findings, tmp_path / name / "preview.png", with_thumbnail=True)
+    one, two = ((tmp_path / name / "thumb.jpg").read_bytes() for name in ("one", "two"))
+    assert one == two
+    with Image.open(tmp_path / "one" / "thumb.jpg") as picture:
+        assert max(picture.size) == 192
+        assert abs(picture.width / picture.height - 140 / 100) < 0.2  # x by y, of the axial plane
+        middle = picture.getpixel((picture.width // 2, picture.height // 2))
+    assert max(middle) - min(middle) > 40  # the ball, in its colour

@@ -41,9 +41,10 @@
   function sort() {
     const keyed = scans.map((scan) => ({ scan, key: KEYS[order.by](scan) }));
     keyed.sort((a, b) => compare(a, b) || a.scan.place - b.scan.place);
-    const moved = document.createDocumentFragment(); // rows that move within the page cost thrice
-    for (const item of keyed) moved.append(item.scan.row);
-    body.append(moved);
+    const table = body.parentNode;
+    body.remove(); // rows that move while they are shown cost several times as much
+    for (const item of keyed) body.append(item.scan.row);
+    table.append(body);
   }
 
   const HAS = {
