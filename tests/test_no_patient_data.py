@@ -16,7 +16,7 @@ from torch import nn
 import fastmed
 from fastmed import bundle, cli
 from fastmed.findings import Box, Findings
-from fastmed.inference import archive
+from fastmed.inference import archive, run_model
 from fastmed.spec import Detection, Label, Spec
 
 NAME = "Musterfrau^Erika"
@@ -226,13 +226,20 @@ def test_a_detection_says_nothing_of_the_patient(said, tmp_path, monkeypatch, ca
         engine_choice="no engine",
         spec=NODULES,
         bundle=bundle.read(tmp_path / "bundle"),
+        batch=None,
     )
 
     class Model(SimpleNamespace):
-        def __call__(self, volume, *, clock, progress):
+        def prepare(self, volume, *, clock):
+            return None, None
+
+        def look(self, image, grid, **_):
+            return None
+
+        def decode(self, said, grid, volume, *, clock):
             return _found_in(volume)
 
-    monkeypatch.setattr(archive, "load", lambda *_, **__: Model(**vars(model)))
+    monkeypatch.setattr(run_model, "load", lambda *_, **__: Model(**vars(model)))
     result = fastmed.infer(
         said,
         tmp_path / "out",

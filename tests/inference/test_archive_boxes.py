@@ -78,6 +78,7 @@ def run(tmp_path, monkeypatch):
         class Model:
             engine = SimpleNamespace(name="none", device="cpu", precision="fp32")
             engine_choice = "no engine"
+            batch = None
 
             def __init__(self):
                 self.spec, self.bundle = spec, bundle.read(tmp_path / "bundle")
