@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-# What an event may say, so that nothing else of a scan gets into a log. README and docs name them.
+# What an event may say, so that nothing else of a scan gets into a log. docs/formats.md names them.
 EVENTS = {
     "run started": ("output", "model", "engine", "device", "scans", "to_do"),
     "scan started": ("series", "source", "attempt"),
