@@ -16,6 +16,7 @@ from fastmed.inference.journal import DiskFull, Journal
 from fastmed.inference.manifest import run_facts, write_manifest
 from fastmed.inference.memory_budget import default_budget
 from fastmed.inference.outcome import counts, report_row
+from fastmed.inference.recovery import recover
 from fastmed.inference.run import Run
 from fastmed.inference.run_events import RunEvents
 from fastmed.inference.run_log import RunLog
@@ -149,6 +150,7 @@ def infer(
         except BaseException as error:
             runs.stop()
             with contextlib.suppress(FastmedError):  # where the disk is full, for one
+                recover(journal)
                 _write_tables(journal, settings, facts, read.spec, is_finished=False)
             if isinstance(error, DiskFull):
                 raise DiskFull(f"{error}; {_left(journal)}") from error

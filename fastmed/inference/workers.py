@@ -29,7 +29,7 @@ from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.worker import KINDS_OF_ERROR
 
 COMMAND = [sys.executable, "-P", "-m", "fastmed.inference.worker"]
-_STOP_SECONDS = 20.0  # for what is being written when a run is stopped
+_STOP_SECONDS = 10.0  # for what is being written when a run is stopped
 _POLL_SECONDS = 0.25
 _CRASHES_IN_A_ROW = 5  # with no scan done or set aside between them
 _AT_WORK = ("read", "network", "finish")
@@ -183,6 +183,8 @@ class Workers:
             worker.stages[name] = (event["stage"], now)
         elif what == "tiles" and name in worker.stages:
             worker.stages[name] = (worker.stages[name][0], now)
+        elif what == "say":  # such as an engine that builds for minutes at the first tile
+            worker.stages = {name: (stage, now) for name, (stage, _) in worker.stages.items()}
         elif what in ("done", "failed", "unchanged", "full"):
             worker.stages.pop(name, None)
 

@@ -1,7 +1,11 @@
 """Scans in processes of their own: who crashes or hangs costs itself, and no one else."""
 
+import contextlib
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +91,50 @@ def test_a_worker_that_dies_while_it_loads_is_named(run, monkeypatch):
         fastmed.errors.FastmedError, match="that loads the model was ended by SIGSEGV"
     ):
         run(workers=1)
+
+
+STOPPED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+from fastmed import cli
+from fastmed.inference import workers
+workers.COMMAND = [sys.executable, *sys.argv[1:5]]
+workers._STOP_SECONDS = 2.0
+sys.exit(cli.main(sys.argv[5:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_stopped_run_drops_what_is_in_hand_and_ends_its_processes(
+    archive, tiny_bundle, tmp_path, number, status
+):
+    words = ["infer", "--input", archive, "--output", tmp_path / "out", "--model", tiny_bundle]
+    words += ["--engine", "torch", "--device", "cpu"]
+    command = [sys.executable, "-c", STOPPED, FAULTY, "hang", "network", "s3", *words]
+    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("out/series/[0-9]*"))) < 3 and time.monotonic() < until:
+        time.sleep(0.1)
+    run.send_signal(number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == status
+    assert err.splitlines()[-1].startswith("fastmed: stopped by ")
+    assert "Traceback" not in err
+    assert not list((tmp_path / "out").rglob(".*"))
+    assert not [path for path in _command_lines() if str(tiny_bundle).encode() in path]
+    with Journal(tmp_path / "out") as journal:
+        assert {unit.source: unit.state for unit in journal.listed()} == {
+            "s0": "done", "s1": "done", "s2": "done", "s3": "waiting", "s4": "waiting",
+        }  # fmt: skip
+        assert not journal.owners()
+
+
+def _command_lines():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
 
 
 def test_times_and_attempts_stand_in_journal_and_manifest_alone(run):
