@@ -1,8 +1,10 @@
-"""Memory that a process keeps for itself, in place of returning and fetching it with each tile."""
+"""Memory of kinds that runs are faster with: kept by the process, or pinned for a GPU."""
 
 from __future__ import annotations
 
 import ctypes
+
+import numpy as np
 
 # <malloc.h> of glibc.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -23,3 +25,17 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: _TOP_PAD}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of pinned memory, which a GPU copies from without a detour; else an ordinary one.
+
+    There may be too little of it, and no GPU: the array is then as `numpy.empty` makes it.
+    """
+    import torch
+
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    try:
+        return torch.empty(shape, dtype=kind, pin_memory=True).numpy()
+    except RuntimeError:
+        return np.empty(shape, dtype)

@@ -16,6 +16,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fastmed.errors import FastmedError
@@ -24,6 +25,7 @@ from fastmed.inference.case import Model, StageClock, load
 from fastmed.inference.content import content_sha256
 from fastmed.inference.engines.protocol import usual_batch
 from fastmed.inference.journal import DiskFull, Journal, Unit
+from fastmed.inference.memory import pinned
 from fastmed.inference.memory_budget import MemoryBudget, cost_of
 from fastmed.inference.out_of_memory import is_out_of_memory, with_less
 from fastmed.inference.recovery import recover
@@ -99,6 +101,7 @@ class Pipeline:
         self._at_once = 1 if batch == 1 else _SHARING
         self._places = threading.Semaphore(self._at_once + _BEHIND)
         self._cpu_model: Model | None = None
+        self._allocate = np.empty if model.engine.device == "cpu" else pinned
         self._claiming = threading.Lock()
         self._in_hand: dict[str, Unit] = {}
         self._full: DiskFull | None = None
@@ -218,7 +221,7 @@ class Pipeline:
                     self._let_go(case)
                     self._report({"event": "unchanged", "name": unit.name})
                     return None
-                case.volume = read_series(there)
+                case.volume = read_series(there, allocate=self._allocate)
             case.image, case.grid = self._model.prepare(case.volume, clock=case.clock)
         except Exception as error:
             self._failed(case, error)

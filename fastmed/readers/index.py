@@ -7,8 +7,10 @@ for series in fastmed.index("scans/"):
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+
+import numpy as np
 
 from fastmed.errors import SeriesError
 from fastmed.readers.index_store import IndexStore, temporary_store
@@ -18,6 +20,8 @@ from fastmed.readers.reread import opened
 from fastmed.readers.series import Series
 from fastmed.readers.walk import listings, walk
 from fastmed.volume import Volume
+
+Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
 _WANTED = {"ct": "CT", "grey": "grey image"}
 
@@ -91,8 +95,11 @@ def read(path: str | os.PathLike, *, strict: bool = True, modality: str = "ct") 
     return [read_series(entry) for entry in good]
 
 
-def read_series(series: Series) -> Volume:
+def read_series(series: Series, *, allocate: Allocate = np.empty) -> Volume:
     """Reads the voxels of an entry of `index` whose verdict is "ok".
+
+    allocate: makes the array of the voxels of a DICOM series from its shape and dtype; for one who
+        wants them in memory of some kind, such as pinned.
 
     Raises SeriesError, one line that names the file and what to do.
     """
@@ -100,6 +107,10 @@ def read_series(series: Series) -> Volume:
         raise SeriesError(f"{series.source}: {series.reason}")
     try:
         with opened(series) as entry:
+            if entry.format == "dicom":
+                from fastmed.readers.dicom_pixels import read_dicom
+
+                return read_dicom(entry, allocate=allocate)
             return _reader(entry.format)(entry)
     except MemoryError as error:
         size = " x ".join(map(str, series.shape_zyx))
@@ -109,10 +120,6 @@ def read_series(series: Series) -> Volume:
 
 
 def _reader(format: str):
-    if format == "dicom":
-        from fastmed.readers.dicom_pixels import read_dicom
-
-        return read_dicom
     if format == "nifti":
         from fastmed.readers.nifti import read_nifti
 

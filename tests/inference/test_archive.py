@@ -363,10 +363,10 @@ def test_an_output_that_cannot_be_written_stops_before_the_first_scan(archive, r
 def test_an_unknown_error_in_one_scan_stops_no_other(archive, run, monkeypatch):
     real = pipeline.read_series
 
-    def fail_on_a(entry):
+    def fail_on_a(entry, **options):
         if entry.source == "a":
             raise ZeroDivisionError("a bug")
-        return real(entry)
+        return real(entry, **options)
 
     monkeypatch.setattr(pipeline, "read_series", fail_on_a)
     result = run(archive, attempts=1)

@@ -32,9 +32,9 @@ def run(tiny_bundle, scans, tmp_path, monkeypatch):
         settings = {"model": tiny_bundle, "engine": "torch", "device": "cpu", "quiet": True}
         return fastmed.infer(input, tmp_path / output, **(settings | options))
 
-    def reading(entry):
+    def reading(entry, **options):
         run.read.append(entry.source)
-        return real(entry)
+        return real(entry, **options)
 
     monkeypatch.setattr(pipeline, "read_series", reading)
     return run
@@ -115,7 +115,7 @@ def test_fresh_keeps_each_result_until_the_new_one_is_there(run, monkeypatch):
     done = run()
     before = written(done.output)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise FastmedError("no more")
 
     monkeypatch.setattr(pipeline, "read_series", fail)
@@ -126,12 +126,12 @@ def test_fresh_keeps_each_result_until_the_new_one_is_there(run, monkeypatch):
 def test_a_failing_scan_is_tried_as_often_as_stated_then_set_aside(run, monkeypatch):
     real, tries = pipeline.read_series, []
 
-    def fail(entry):
+    def fail(entry, **options):
         if entry.source == "s1":
             tries.append(entry.source)
             if len(tries) < times:
                 raise OSError(5, "Input/output error")
-        return real(entry)
+        return real(entry, **options)
 
     monkeypatch.setattr(pipeline, "read_series", fail)
     times = 3

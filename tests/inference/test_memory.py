@@ -5,7 +5,10 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from fastmed.inference.memory import pinned
 
 FAULTS = """
 import resource, sys, torch
@@ -59,3 +62,11 @@ def test_only_torch_on_the_cpu_keeps_it(tiny_bundle, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     fastmed.infer(tmp_path / "in", tmp_path / "c", engine="ort", keep_memory=True, **options)
     assert kept == []
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.float32], ids=lambda d: d.__name__)
+def test_pinned_memory_is_an_array_also_where_there_is_no_gpu(dtype):
+    array = pinned((2, 3, 4), np.dtype(dtype))
+    assert (array.shape, array.dtype) == ((2, 3, 4), dtype)
+    array[...] = 7
+    assert array.sum() == 7 * 24
