@@ -127,12 +127,12 @@ def metaimage(case: Case) -> list[Expected]:
 
 
 def cut_nifti(case: Case) -> list[Expected]:
-    """A .nii.gz without its end: whether it was a CT shows before that."""
+    """A .nii.gz without its end, though whether it was a CT shows before that."""
     scan = case.scan()
     hu = scan.volume.voxels - np.int16(1024)
     path = _write_nifti(case, hu, scan.volume.geometry.to_ras_xyz(), ".nii.gz")
     cut_short(path, 0.5)
-    return [case.row("ct", "truncated", "failed", ending=".nii.gz", shows="voxels")]
+    return [case.row("damaged", "truncated", "failed", ending=".nii.gz")]
 
 
 def nifti_label_map(case: Case) -> list[Expected]:
