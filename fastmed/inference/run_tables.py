@@ -12,6 +12,7 @@ from fastmed.inference.journal import Unit
 from fastmed.spec import Spec
 from fastmed.volume import Volume
 from fastmed.writers.coco import write_coco
+from fastmed.writers.dicom_uid import sane_uid
 from fastmed.writers.luna import luna_rows, write_luna_marks
 from fastmed.writers.slice_boxes import SliceBox, SliceBoxes, boxes_by_slice
 from fastmed.writers.tables import findings_dict, findings_rows, plain, write_findings_csv
@@ -21,7 +22,10 @@ def table_row(volume: Volume, findings: Findings, spec: Spec) -> dict[str, Any]:
     """What one scan adds to the tables of a run, as plain values without voxels."""
     row = {"findings": findings_dict(findings), "csv": findings_rows(findings)}
     if spec.task == "detection":
-        row["slices"] = [asdict(at) for at in boxes_by_slice(findings, volume)]
+        row["slices"] = [
+            asdict(at) | {"sop_instance_uid": sane_uid(at.sop_instance_uid)}
+            for at in boxes_by_slice(findings, volume)
+        ]
         if spec.modality == "ct":
             row["luna"] = luna_rows(findings)
     return plain(row)

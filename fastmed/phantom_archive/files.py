@@ -47,7 +47,7 @@ def tarred(ending: str) -> Callable[[Case], list[Expected]]:
 def cut_tar(case: Case) -> list[Expected]:
     """A tar that ends amid a slice: what came before is there, and the rest of its series is not.
 
-    Where a series goes on behind the cut cannot be known; that the tar was cut is named.
+    That its series goes on behind the cut cannot be known; strict takes no part for the whole.
     """
     paths = case.write(case.scan())
     whole = len(paths) * 2 // 3
@@ -58,7 +58,12 @@ def cut_tar(case: Case) -> list[Expected]:
     return [
         case.row("damaged", "truncated", "failed", ending=".tar"),
         case.row("damaged", "damaged", "failed", source=cut, ending=".tar"),
-        _packed(case, ".tar", whole, ""),
+        case.row(
+            *("ct", "uniform; truncated", "refused", "ok"),
+            source=_INSIDE,
+            ending=".tar",
+            files=whole,
+        ),
     ]
 
 
@@ -122,12 +127,12 @@ def metaimage(case: Case) -> list[Expected]:
 
 
 def cut_nifti(case: Case) -> list[Expected]:
-    """A .nii.gz without its end: whether it was a CT shows before that."""
+    """A .nii.gz without its end, though whether it was a CT shows before that."""
     scan = case.scan()
     hu = scan.volume.voxels - np.int16(1024)
     path = _write_nifti(case, hu, scan.volume.geometry.to_ras_xyz(), ".nii.gz")
     cut_short(path, 0.5)
-    return [case.row("ct", "truncated", "failed", ending=".nii.gz", shows="voxels")]
+    return [case.row("damaged", "truncated", "failed", ending=".nii.gz")]
 
 
 def nifti_label_map(case: Case) -> list[Expected]:

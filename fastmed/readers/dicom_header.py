@@ -23,6 +23,7 @@ _DAMAGED = (
     "its DICOM header is damaged, cut short or does not say what it holds; copy the file again "
     "from its archive"
 )
+_DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR, which has no attributes of an image
 _SERIES_KEPT = 256  # series whose shared attributes are remembered between slices
 
 
@@ -119,14 +120,6 @@ def _answer(found: Found, raw: RawHeader | None) -> Header | OSError | ValueErro
         return _damaged(error) if is_marked(found.path) else None
 
 
-def _known(uid: str) -> str:
-    """A class that the file meta group names, where it is one: a file that ends within that group
-    may leave half of a UID."""
-    from pydicom.uid import UID_dictionary
-
-    return uid if uid in UID_dictionary else ""
-
-
 def _damaged(cause: ValueError) -> ValueError:
     damaged = ValueError(_DAMAGED)
     damaged.__cause__ = cause
@@ -137,7 +130,9 @@ def _header(found: Found, raw: RawHeader) -> Header:
     values = dict(zip(ATTRIBUTES, raw.values, strict=True))
     own_uid, position = values.pop("sop_instance_uid"), values.pop("position")
     shared = _meaning(tuple(values.values()), raw.little)
-    sop_class_uid = shared["sop_class_uid"] or _known(raw.media_class_uid)
+    sop_class_uid = shared["sop_class_uid"] or raw.media_class_uid
+    if not (any(raw.values) or raw.media_instance_uid or sop_class_uid == _DIRECTORY):
+        raise ValueError("it ends within its file meta, so that its class may be cut, too")
     if not (sop_class_uid.startswith("1.") or shared["modality"].isalpha()):
         raise ValueError("it does not say what it holds")
     is_native = raw.has_pixels and raw.transfer_syntax in NATIVE

@@ -18,6 +18,7 @@ from itertools import islice
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.index_store import Counts, IndexStore
 from fastmed.readers.judge import (
+    DAMAGED,
     DICOM,
     NAMED,
     OTHER,
@@ -29,9 +30,11 @@ from fastmed.readers.judge import (
     first_of,
     group_of,
     has_companion,
+    is_cut_archive,
     is_opened,
     not_images,
 )
+from fastmed.readers.packed_cut import doubt_what_was_cut
 from fastmed.readers.series import RANK, Series
 from fastmed.readers.series_json import series_dict, series_from_dict
 from fastmed.readers.walk import Found, Listing
@@ -197,14 +200,6 @@ class _Stream:
         self._many("UPDATE listings SET digest = ? WHERE id = ?", complete)
         self._pending, self._complete = [], []
 
-    def _emptied(self, archive: Found) -> int:
-        """The number of an archive as a folder, of whose files nothing is known any more."""
-        folder = self._folder(archive.path, f"{archive.relative}/", packed=True)
-        groups = self._sql("SELECT DISTINCT grp FROM files WHERE folder = ?", (folder,))
-        self._forget_verdicts({group for (group,) in groups})
-        self._sql("DELETE FROM files WHERE folder = ?", (folder,))
-        return folder
-
     def _row(self, fact: Fact, folder: int, listing: int) -> tuple:
         """A row of files; verdicts that rested on what it replaces are forgotten."""
         found = fact.found
@@ -256,8 +251,23 @@ class _Stream:
             entries = [entry] if entry else []
             if entry is None:  # of a kind that may hold a scan, and does not
                 self._sql("UPDATE files SET sort = ? WHERE grp = ?", (OTHER, group))
+        cut = self._cut_archives(facts)
         for part, entry in enumerate(entries):
-            self._store(entry, group, part, first)
+            self._store(doubt_what_was_cut(entry, cut, self._strict), group, part, first)
+
+    def _cut_archives(self, facts: list[Fact]) -> dict[str, str]:
+        """The condition of each of their archives that was not read to its end, by its path."""
+        cut = {}
+        for path in {fact.found.path for fact in facts if fact.found.member}:
+            rows = self._sql(
+                "SELECT path, prefix, packed, name, size, mtime_ns, inode, sort, fact"
+                " FROM files JOIN folders ON folders.id = files.folder"
+                " WHERE path = ? AND name = ? AND sort = ?",
+                (*map(_bytes, os.path.split(path)), DAMAGED),
+            )
+            owns = filter(is_cut_archive, map(_fact, rows))
+            cut |= {own.found.path: own.condition for own in owns}
+        return cut
 
     def _judge_others(self) -> None:
         delete = "DELETE FROM entries WHERE grp = ? AND strict = ?"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fastmed.errors import SeriesError, UsageError
 from fastmed.readers.packed import batches, is_packed, unpacked
+from fastmed.readers.packed_cut import doubt_what_was_cut
 from fastmed.readers.series import Series, name_from_path, with_unique_names
 from fastmed.readers.walk import Found
 
@@ -60,7 +61,10 @@ def judge(founds: Iterable[Found], *, strict: bool = True, modality: str = "ct")
     entries: list[tuple[tuple, Series]] = []
     others: list[Found] = []
     groups: dict[tuple, list[Fact]] = defaultdict(list)
+    cut: dict[str, str] = {}
     for fact in facts_of(founds, modality):
+        if is_cut_archive(fact):
+            cut[fact.found.path] = fact.condition
         if fact.sort == DICOM:
             groups[group_of(fact)].append(fact)
         elif fact.sort == PACKED:
@@ -74,6 +78,7 @@ def judge(founds: Iterable[Found], *, strict: bool = True, modality: str = "ct")
     if others:
         others.sort(key=lambda found: (found.relative, found.place))
         entries.append((("", ""), not_images(others[:NAMED], len(others), modality)))
+    entries = [(first, doubt_what_was_cut(entry, cut, strict)) for first, entry in entries]
     entries.sort(key=lambda e: (e[1].source, e[1].kind, e[1].name, e[0]))
     return with_unique_names([entry for _, entry in entries])
 
@@ -100,6 +105,12 @@ def is_opened(found: Found) -> bool:
     """Whether a file is a packed archive, whose members are looked at in its place."""
     is_whole = found.file_bytes and not found.problem and not found.member
     return bool(is_whole) and is_packed(found.relative)
+
+
+def is_cut_archive(fact: Fact) -> bool:
+    """Whether a fact says that a packed archive could not be read, or not to its end."""
+    found = fact.found
+    return fact.sort == DAMAGED and not found.member and is_packed(found.relative)
 
 
 def _facts_in(archive: Found, modality: str) -> Iterator[Fact]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
 _CHUNK_BYTES = 1 << 20
+_GZIP = b"\x1f\x8b"
 _UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # the codes for metre, millimetre, micrometre
 _WIDER = {"i1": "i2", "u4": "f8", "i8": "f8", "u8": "f8", "f16": "f8"}  # what the kernels lack
 AIR_HU = -1024.0
@@ -53,6 +55,7 @@ def nifti_entry(found: Found) -> Series:
         shape = _shape(image)
         stored = _stored(image, found)
         geometry = nifti_geometry(image, shape, warnings)
+        _check_whole(stored, shape)
         kind, reason = content(_voxel_blocks(stored, shape), stored.slope, stored.intercept)
         verdict = {"ct": "ok", "label map": "skipped", "not in hu": "refused"}[kind]
         if kind == "ct":
@@ -176,6 +179,30 @@ def _voxel_blocks(stored: StoredNifti, shape) -> Iterator[np.ndarray]:
         rest = bytes(block[whole:])
 
 
+def _check_whole(stored: StoredNifti, shape) -> None:
+    """Raises SeriesError where the file ends before its voxels do; few bytes of it are read.
+
+    The last member of a gzip file says at its end how long it is, unpacked. Where that is not what
+    the header asks for, as where there are several members, the whole is read to be sure.
+    """
+    count = int(np.prod(shape, dtype=object)) * stored.dtype.itemsize
+    if _says_that_it_is_whole(stored.path, stored.offset + count):
+        return
+    for _ in _byte_blocks(stored.path, stored.offset, count, ""):
+        pass
+
+
+def _says_that_it_is_whole(path: str, count: int) -> bool:
+    """Whether a file has `count` bytes, or where it is gzipped says that it has as many."""
+    with open(path, "rb") as file:
+        is_gzip = file.read(2) == _GZIP
+        length = file.seek(0, os.SEEK_END)
+        if not is_gzip or length < 4:
+            return length >= count
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(4), "little") == count % 2**32
+
+
 def _byte_blocks(path: str, offset: int, count: int, name: str) -> Iterator[bytes]:
     """Yields bytes offset .. offset + count of a plain or gzipped file, piece by piece.
 
@@ -184,7 +211,7 @@ def _byte_blocks(path: str, offset: int, count: int, name: str) -> Iterator[byte
     where = f"{name}: " if name else ""
     skip, left = offset, count
     with open(path, "rb", buffering=0) as file:
-        pieces = _gunzipped(file, where) if file.read(2) == b"\x1f\x8b" else _plain(file)
+        pieces = _gunzipped(file, where) if file.read(2) == _GZIP else _plain(file)
         file.seek(0)
         for piece in pieces:
             if skip:

@@ -1,6 +1,5 @@
 """Packed archives are searched as folders, and nothing that they say is trusted."""
 
-import gzip
 import io
 import os
 import struct
@@ -236,7 +235,8 @@ def test_a_gzipped_tar_that_unpacks_to_far_too_much_is_left_at_the_limit(tmp_pat
     entries = {entry.source: entry for entry in index(archive)}
     assert set(entries) == {"x.tar.gz", "x.tar.gz/a", "x.tar.gz/bomb"}
     assert entries["x.tar.gz"].conditions == ("too large",)
-    assert (entries["x.tar.gz/a"].verdict, entries["x.tar.gz/a"].files) == ("ok", 9)
+    assert entries["x.tar.gz/a"].conditions == ("uniform", "too large")
+    assert entries["x.tar.gz/a"].files == 9
 
 
 def test_a_zip_whose_members_share_their_bytes_is_not_unpacked(tmp_path, monkeypatch):
@@ -280,61 +280,6 @@ def test_a_member_larger_than_the_limit_is_not_unpacked(tmp_path, monkeypatch):
         source, reason, condition = one_failed(archive)
         assert (source, condition) == (f"x.{form}/a.dcm", "too large")
         assert reason == "1001 bytes, above the limit of 1000"
-
-
-@pytest.mark.parametrize("form", ["tar", "tar.gz", "tgz"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_truncated_tar_is_named_and_what_was_read_before_is_there(tmp_path, form, share):
-    for k in range(6):
-        make.series(tmp_path / "folder" / str(k), make.volume(seed=k))
-    archive = pack(tmp_path / f"x.{form}", contents(tmp_path / "folder"))
-    whole = archive.read_bytes()
-    archive.write_bytes(whole[: int(len(whole) * share)])
-    entries = index(archive)
-    (own,) = [entry for entry in entries if entry.source == archive.name]
-    assert own.verdict == "failed"
-    assert own.conditions == ("truncated",)
-    assert "could be read before" in own.reason
-    assert sum(entry.verdict == "ok" for entry in entries) >= int(6 * share) - 1
-
-
-def test_a_tar_that_lacks_its_end_is_named(tmp_path):
-    make.series(tmp_path / "folder" / "a")
-    archive = pack(tmp_path / "x.tar", contents(tmp_path / "folder"))
-    with tarfile.open(archive) as packed:
-        end = packed.getmembers()[-1]
-    size = end.offset_data + -(-end.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    archive.write_bytes(archive.read_bytes()[:size])
-    assert one_failed(archive)[::2] == ("x.tar", "truncated")
-
-
-def test_a_tar_whose_headers_are_damaged_is_named(tmp_path):
-    archive = pack(tmp_path / "x.tar", [("a.txt", b"x"), ("b.txt", b"x")])
-    content = bytearray(archive.read_bytes())
-    content[1024:1536] = b"\xff" * 512
-    archive.write_bytes(content)
-    assert one_failed(archive)[::2] == ("x.tar", "damaged")
-
-
-@pytest.mark.parametrize(
-    ("form", "content", "condition"),
-    [
-        ("zip", b"hello" * 100, "damaged"),
-        ("tar", b"hello" * 200, "truncated"),
-        ("tar.gz", b"hello" * 100, "truncated"),
-        ("tar.gz", gzip.compress(b"hello" * 1000)[:-12], "truncated"),
-    ],
-)
-def test_what_is_no_archive_is_named(tmp_path, form, content, condition):
-    archive = tmp_path / f"x.{form}"
-    archive.write_bytes(content)
-    assert one_failed(archive)[::2] == (f"x.{form}", condition)
-
-
-def test_a_truncated_zip_is_named(tmp_path):
-    archive = pack(tmp_path / "x.zip", [("a.txt", b"x" * 1000)])
-    archive.write_bytes(archive.read_bytes()[:-30])
-    assert one_failed(archive)[::2] == ("x.zip", "truncated")
 
 
 def test_a_damaged_member_is_named_and_stops_nothing_else(tmp_path):

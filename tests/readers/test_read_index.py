@@ -298,7 +298,9 @@ def test_a_header_cut_short_is_failed_at_any_length(tmp_path):
     source = make.series(tmp_path / "whole")[0].read_bytes()
     (tmp_path / "cut").mkdir()
     class_uid = source.rindex(b"1.2.840.10008.5.1.4.1.1.2")  # a part of it names something else
-    for length in [*range(133, len(source), 29), *range(class_uid, class_uid + 30)]:
+    in_media_class_uid = range(165, 195)
+    within_class_uid = range(class_uid, class_uid + 30)
+    for length in [*range(133, len(source), 29), *in_media_class_uid, *within_class_uid]:
         (tmp_path / "cut" / "a.dcm").write_bytes(source[:length])
         entry = only(index(tmp_path / "cut"))
         assert entry.verdict == "failed", (length, entry.reason)

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
+from fastmed.readers import nifti as nifti_reader
 from fastmed.readers.index import index, read, read_series
 from fastmed.readers.voxel_content import content
 
@@ -212,6 +213,65 @@ def test_only_as_much_is_read_as_shows_that_it_is_ct():
         raise AssertionError("read on")
 
     assert content(blocks(), 1.0, 0.0) == ("ct", "")
+
+
+def _packed(parts) -> bytes:
+    """Bytes as a gzip file with one member for each part."""
+    return b"".join(gzip.compress(part) for part in parts)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+def test_a_file_that_is_cut_behind_its_first_voxels_is_told_by_the_index(extension, kept, tmp_path):
+    path = tmp_path / "a.nii"
+    voxels = np.random.default_rng(0).integers(-1000, 300, (40, 60, 70)).astype(np.int16)
+    nifti(path, voxels)
+    content = path.read_bytes()
+    path.unlink()
+    content = gzip.compress(content) if extension == ".nii.gz" else content
+    (tmp_path / f"a{extension}").write_bytes(content[: int(len(content) * kept)])
+    entry = only(tmp_path)
+    assert (entry.kind, entry.verdict, entry.conditions) == ("damaged", "failed", ("truncated",))
+    assert "bytes of voxels; copy the file again" in entry.reason
+
+
+WHOLE = {
+    "one member": lambda content: _packed([content]),
+    "two members": lambda content: _packed([content[:1000], content[1000:]]),
+    "an empty member at its end": lambda content: _packed([content, b""]),
+    "zeros behind its end": lambda content: _packed([content]) + bytes(512),
+    "more than its voxels": lambda content: _packed([content + b"more"]),
+}
+
+
+@pytest.mark.parametrize("form", WHOLE)
+def test_no_whole_file_is_told_as_cut_however_it_was_packed(form, tmp_path):
+    nifti(tmp_path / "a.nii", hu())
+    content = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii").write_bytes(content + b"more")
+    (tmp_path / "b.nii.gz").write_bytes(WHOLE[form](content))
+    for entry in index(tmp_path):
+        assert (entry.kind, entry.verdict) == ("ct", "ok"), entry.reason
+        np.testing.assert_array_equal(read_series(entry).voxels, hu())
+
+
+def test_a_whole_file_of_one_member_is_not_read_to_its_end_to_know_that(tmp_path, monkeypatch):
+    nifti(tmp_path / "a.nii", hu())
+    (tmp_path / "b.nii.gz").write_bytes(_packed([(tmp_path / "a.nii").read_bytes()]))
+    passes = []
+    blocks = nifti_reader._byte_blocks
+    monkeypatch.setattr(nifti_reader, "_byte_blocks", lambda *a: passes.append(a) or blocks(*a))
+    assert [entry.verdict for entry in index(tmp_path)] == ["ok", "ok"]
+    assert len(passes) == 2  # one for each file, to see that it is CT
+
+
+def test_the_size_that_gzip_notes_wraps_at_four_gigabytes(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(bytes(1000)))
+    says = nifti_reader._says_that_it_is_whole
+    assert says(str(path), 1000)
+    assert says(str(path), 1000 + 2**32)
+    assert not says(str(path), 999 + 2**32)
 
 
 def test_the_real_nifti_scan_and_its_labels(scans):
