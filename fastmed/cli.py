@@ -16,7 +16,8 @@ from fastmed.errors import FastmedError, UsageError
 
 EXIT_STATUS = """\
 exit status: 0 all well, also when what is no CT was skipped; 1 some series failed or were refused,
-each named; 2 wrong usage, or a named engine that is absent; 130 or 143 after Ctrl-C or SIGTERM.
+each named, or the command could not go on; 2 wrong usage, or a named engine that is absent; 130 or
+143 after Ctrl-C or SIGTERM.
 For research use; not a medical device."""
 
 
