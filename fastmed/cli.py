@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import fastmed
+from fastmed.cli_archive import add_index, add_infer, index, infer, kept
 from fastmed.cli_prepare import add_kinds, prepare
 from fastmed.errors import FastmedError, UsageError
 
 EXIT_STATUS = """\
 exit status: 0 all well, also when what is no CT was skipped; 1 some series failed or were refused,
-each named; 2 wrong usage, or a named engine that is absent; 130 or 143 after Ctrl-C or SIGTERM.
+each named, or the command could not go on; 2 wrong usage, or a named engine that is absent; 130 or
+143 after Ctrl-C or SIGTERM.
 For research use; not a medical device."""
 
 
@@ -40,59 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def infer(arguments: argparse.Namespace) -> int:
-    if arguments.verify:
-        from fastmed.inference.verify import verify
-
-        return verify(arguments.verify, quiet=arguments.quiet).exit_status
-    if not arguments.input:
-        _parser().error("infer: --input PATH is missing: name folders or files")
-    return fastmed.infer(
-        arguments.input,
-        arguments.output,
-        model=arguments.model,
-        engine=arguments.engine,
-        device=arguments.device,
-        precision=arguments.precision,
-        write=[name.strip() for name in arguments.write.split(",") if name.strip()],
-        strict=arguments.strict,
-        series=arguments.series,
-        part=arguments.part,
-        dry_run=arguments.dry_run,
-        fresh=arguments.fresh,
-        workers=arguments.workers,
-        attempts=arguments.attempts,
-        hang_seconds=arguments.hang,
-        memory_gb=arguments.memory,
-        keep_memory=True,
-        log=arguments.log,
-        quiet=arguments.quiet,
-    ).exit_status
-
-
-def index(arguments: argparse.Namespace) -> int:
-    from fastmed.inference.display import Display, IndexTable, files_looked_at
-    from fastmed.inference.index_lines import write_index_lines
-    from fastmed.readers.index import iter_index
-    from fastmed.readers.index_store import open_store
-
-    table = IndexTable()
-    options = {"strict": arguments.strict, "modality": arguments.modality}
-    with open_store(arguments.path, modality=arguments.modality, fresh=arguments.fresh) as store:
-        entries = files_looked_at(iter_index(arguments.path, store=store, **options), store)
-        entries = map(table.add, entries)
-        if arguments.json:
-            write_index_lines(arguments.json, entries)
-        for _ in entries:
-            pass
-        looked = str(store.counts)
-    if not table.counts:
-        raise FastmedError(f"{', '.join(map(str, arguments.path))}: no files here")
-    table.print()
-    Display(quiet=False).say(looked)
-    return int(bool(table.counts["refused"] or table.counts["failed"]))
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -197,96 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastmed {fastmed.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _add(commands, infer, "run a model over every CT scan or grey image below a folder")
-    command.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="folders or files")
-    command.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: ./fastmed-results/<input's name>"
-    )
-    command.add_argument(
-        "--model", type=Path, metavar="BUNDLE", help="a bundle's folder; default: the demo (liver)"
-    )
-    command.add_argument(
-        "--engine",
-        default="auto",
-        metavar="NAME",
-        help="auto, torch, ort, ov or trt (default: auto)",
-    )
-    command.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"
-    )
-    _add_precision(command, "; auto: the fastest that fastmed certify passed on this machine")
-    command.add_argument(
-        "--write",
-        default="nifti,json,csv,png,report",
-        metavar="LIST",
-        help="what to write, with commas between (default: nifti,json,csv,png,report); of boxes "
-        "also luna, voc, coco, sr (a DICOM report)",
-    )
-    _add_strict(command)
-    command.add_argument(
-        "--series", nargs="+", default=[], metavar="UID", help="only these, by SeriesInstanceUID"
-    )
-    command.add_argument(
-        "--part", default="", metavar="I/N", help="only the I-th of N shares of the series"
-    )
-    command.add_argument(
-        "--fresh",
-        action="store_true",
-        help="do again what is done; each result stays until the new one takes its place",
-    )
-    command.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes that run scans, looked after by this one; 0: all in one (default: 1)",
-    )
-    command.add_argument(
-        "--attempts",
-        type=int,
-        default=3,
-        metavar="N",
-        help="how often a failing series is tried before it is set aside (default: 3)",
-    )
-    command.add_argument(
-        "--hang",
-        type=float,
-        default=900.0,
-        metavar="SECONDS",
-        help="end a scan of which nothing is heard for so long (default: 900)",
-    )
-    command.add_argument(
-        "--memory",
-        type=float,
-        metavar="GB",
-        help="what the scans in hand may take together (default: half of what is free)",
-    )
-    command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    command.add_argument(
-        "--log", type=Path, metavar="FILE", help="append what happens, one JSON object to the line"
-    )
-    command.add_argument(
-        "--verify",
-        type=Path,
-        metavar="DIR",
-        help="compare the results, the bundle and the inputs of a run with its hashes, and stop",
-    )
-    command.add_argument("--quiet", action="store_true", help="print errors only")
-
-    command = _add(commands, index, "list every series below a folder with a verdict on each")
-    command.add_argument("path", type=Path, nargs="+", metavar="PATH", help="folders or files")
-    command.add_argument(
-        "--modality", default="ct", metavar="NAME", help="ct, or grey for images (default: ct)"
-    )
-    command.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write one JSON object per line here"
-    )
-    command.add_argument(
-        "--fresh",
-        action="store_true",
-        help="read every file again (default: only new or changed ones, the rest is remembered)",
-    )
-    _add_strict(command)
+    add_infer(_add(commands, infer, "run a model over every CT scan or grey image below a folder"))
+    add_index(_add(commands, index, "list every series below a folder with a verdict on each"))
 
     command = _add(commands, evaluate, "score predictions against the truth")
     command.add_argument(
@@ -344,7 +205,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--to", required=True, metavar="FORMAT", help="onnx, or trt: also build it for this GPU"
     )
-    _add_precision(command)
+    command.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="NAME",
+        help="what the network computes in: fp32, fp16, bf16 or int8 (default: fp32)",
+    )
     command.add_argument(
         "--scans",
         type=Path,
@@ -443,38 +309,13 @@ def _add(commands, run, summary: str) -> argparse.ArgumentParser:
     return command
 
 
-def _add_precision(command: argparse.ArgumentParser, more: str = "") -> None:
-    command.add_argument(
-        "--precision",
-        default="fp32",
-        metavar="NAME",
-        help=f"what the network computes in: fp32, fp16, bf16 or int8{more} (default: fp32)",
-    )
-
-
-def _add_strict(command: argparse.ArgumentParser) -> None:
-    choice = command.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--strict",
-        action="store_true",
-        default=True,
-        help="refuse scans whose geometry is doubtful, and say why (default)",
-    )
-    choice.add_argument(
-        "--lenient",
-        dest="strict",
-        action="store_false",
-        help="mend them, and record what was mended",
-    )
-
-
 def _terminate(number: int, frame: object) -> None:
     raise Terminated
 
 
 def _kept(arguments: argparse.Namespace) -> str:
     if arguments.run is not train:
-        return "finished scans are kept"
+        return kept(arguments)
     again = f"fastmed train {arguments.recipe} --data {arguments.data}"
     again += f" --output {arguments.output}" * (arguments.output is not None)
     again += f" --set {shlex.join(arguments.set)}" * bool(arguments.set)

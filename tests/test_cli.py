@@ -412,6 +412,36 @@ def test_a_stopped_run_finishes_cleanly(tiny_bundle, tmp_path, number, status):
     assert manifest.count("the run was stopped before this scan was done") == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--output", "out"], "1 done and kept, 2 left; those in hand were dropped whole"),
+        (["--output", "new"], "nothing was done yet"),
+        (["--output", "out", "--dry-run"], "nothing was changed"),
+    ],
+    ids=["some done", "not begun", "a dry run"],
+)
+def test_a_stopped_run_says_how_many_scans_are_done_and_left(
+    words, said, tmp_path, monkeypatch, capsys
+):
+    from fastmed.inference.journal import Journal, Planned
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    with Journal(tmp_path / "out") as journal:
+        names = [Planned(n, n, "ok", "", (), {}, "key", "stamp") for n in ("a", "b", "c")]
+        journal.plan(names, fresh=False, is_there=lambda unit: True)
+        journal.claim("somebody", alone=True)
+        journal.done("a")
+        journal.claim("somebody", alone=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastmed.infer", stopped)
+    assert main(["infer", "--input", "scans", *words]) == 130
+    assert said in capsys.readouterr().err
+
+
 def test_phantom_writes_scans_with_truth(tmp_path, capsys, monkeypatch):
     from fastmed import phantom_scans
     from fastmed.geometry import Geometry

@@ -27,13 +27,13 @@ LAYERS = {
     ],
     5: ["inference"],
     6: ["training"],
-    7: ["cli", "cli_prepare", "doctor"],
+    7: ["cli", "cli_archive", "cli_prepare", "doctor"],
 }
 # Neighbours in one layer that lean on each other, in this direction alone.
 ALLOWED = {
     ("spec_toml", "spec"), ("findings", "volume"), ("exporter", "bundle"), ("cli", "doctor"),
     ("phantom_scans", "phantom_sets"), ("losses", "boxes"), ("phantom_scans", "phantom_nodules"),
-    ("cli", "cli_prepare"), ("phantom_scans", "phantom_archive"),
+    ("cli", "cli_prepare"), ("cli", "cli_archive"), ("phantom_scans", "phantom_archive"),
 }  # fmt: skip
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 

@@ -100,7 +100,7 @@ def infer(
         raise UsageError("--input: name at least one folder or file")
     read = bundles.read(model if model is not None else bundles.demo_path())
     formats = _formats(write, read.spec)
-    target = Path(output) if output is not None else _default_output(inputs)
+    target = Path(output) if output is not None else default_output(inputs)
     display = Display(quiet)
     if any(target.resolve() == path.resolve() for path in inputs):
         raise UsageError(f"--output {target}: it is the input itself; name another folder")
@@ -233,7 +233,7 @@ def _written_by(spec: Spec) -> str:
     return "scores, and no label map" if spec.task == "classification" else "boxes, no label map"
 
 
-def _default_output(inputs: list[Path]) -> Path:
+def default_output(inputs: list[Path]) -> Path:
     return Path("fastmed-results") / (Path(os.path.abspath(inputs[0])).name or "scans")
 
 
