@@ -118,8 +118,9 @@ def infer(
         strict=strict,
         formats=tuple(sorted(formats)),
         attempts=attempts,
-        memory_bytes=default_budget() if memory_gb is None else int(memory_gb * 2**30),
+        memory_bytes=int((memory_gb or default_budget() / 2**30) * 2**30) // max(workers, 1),
         keep_memory=keep_memory,
+        asked_for=(tuple(os.path.abspath(p) for p in inputs), tuple(sorted(series)), (part,)),
     )
     searched = (inputs, target, read.spec, settings, select)
     if dry_run:
@@ -132,8 +133,10 @@ def infer(
         before = _facts_before(target)
         runs = stack.enter_context(runner(settings, before, workers, display.say, hang_seconds))
         facts = runs.facts()
-        with open_store(inputs, modality=read.spec.modality) as store:
-            entries = entries_of(*searched, store)
+        with (
+            open_store(inputs, modality=read.spec.modality) as store,
+            contextlib.closing(entries_of(*searched, store)) as entries,
+        ):
             if model is None:
                 display.say(
                     f"No --model named: the DEMO bundle {read.spec.name} runs. {read.spec.notice}"

@@ -45,6 +45,7 @@ _LOOK_FOR_THE_DEAD_SECONDS = 2.0
 _AHEAD = 1  # scans that are read and wait for the network
 _BEHIND = 1  # scans that are finished while the network sees others
 _SHARING = 2  # scans whose tiles share batches, where a batch is more than one tile
+_STOP_SECONDS = 2.0  # for the network to come to the end of a batch, when the run stops
 _TILES_SECONDS = 0.1  # no more often than this it is said how many tiles are done
 
 Report = Callable[[dict[str, Any]], None]
@@ -101,6 +102,7 @@ class Pipeline:
         self._at_once = 1 if batch == 1 else _SHARING
         self._places = threading.Semaphore(self._at_once + _BEHIND)
         self._cpu_model: Model | None = None
+        self._reduced: tuple[str, ...] = ()  # what all scans say from then on
         self._allocate = np.empty if model.engine.device == "cpu" else pinned
         self._claiming = threading.Lock()
         self._in_hand: dict[str, Unit] = {}
@@ -112,20 +114,27 @@ class Pipeline:
 
         Raises DiskFull where there is no room left, and what went wrong with the journal.
         """
+        # Daemons: what the network takes long to say need not be waited for when the run stops.
         reader = threading.Thread(target=self._read_all, name="read", daemon=True)
         reader.start()
         try:
-            with (
-                self._sharing(),
-                ThreadPoolExecutor(1, "finish") as finisher,
-                ThreadPoolExecutor(self._at_once, "look") as lookers,
-            ):
+            with self._sharing(), ThreadPoolExecutor(1, "finish") as finisher:
+                lookers = [
+                    threading.Thread(target=self._look_at_all, args=(finisher,), daemon=True)
+                    for _ in range(self._at_once)
+                ]
+                for looker in lookers:
+                    looker.start()
                 try:
-                    while (case := self._next_case()) is not None:
-                        lookers.submit(self._look_and_go_on, case, finisher)
-                except BaseException:  # Ctrl-C: the network need not come to an end first
+                    while any(looker.is_alive() for looker in lookers):
+                        lookers[0].join(_POLL_SECONDS)
+                        lookers[-1].join(_POLL_SECONDS if self._at_once > 1 else 0)
+                        if self._stopped.is_set():
+                            break
+                finally:
                     self._stopped.set()
-                    raise
+                    for looker in lookers:
+                        looker.join(_STOP_SECONDS)
         finally:
             self._stopped.set()
             while reader.is_alive():
@@ -157,8 +166,10 @@ class Pipeline:
                 if self._stopped.is_set():
                     return None
                 continue
-            if case is not None:
-                case.has_place = True
+            if case is None:
+                self._ready.put(None)  # for the others who look
+                return None
+            case.has_place = True
             return case
 
     def _empty_queue(self) -> None:
@@ -234,10 +245,12 @@ class Pipeline:
         same = unit.made_key == unit.key and unit.content == content
         return same and is_whole(self._output / "series" / unit.name, unit.files)
 
-    def _look_and_go_on(self, case: _Case, finisher: ThreadPoolExecutor) -> None:
+    def _look_at_all(self, finisher: ThreadPoolExecutor) -> None:
         try:
-            if self._look(case):
-                finisher.submit(self._finish, case)
+            while (case := self._next_case()) is not None:
+                if self._look(case) and not self._stopped.is_set():
+                    finisher.submit(self._finish, case)
+                case = None
         except BaseException as error:  # of the journal
             self._broken = error
             self._stopped.set()
@@ -275,7 +288,7 @@ class Pipeline:
 
     def _said_of(self, case: _Case, progress: Callable[[int, int], None]) -> Any:
         """What the network says; out of memory, it is asked in smaller batches, then on the CPU."""
-        case.model = self._model
+        case.model, case.warnings = self._model, self._reduced
         while True:
             try:
                 with case.model.engine.scan() if self._shares(case.model) else nullcontext():
@@ -290,7 +303,7 @@ class Pipeline:
             if case.model.engine.device == "cpu":
                 case.image, case.grid = case.model.prepare(case.volume, clock=case.clock)
             else:
-                self._model = case.model
+                self._model, self._reduced = case.model, (words,)
             case.warnings += (words,)
             fallback = {"event": "fallback", "name": case.unit.name, "reason": words}
             self._report(fallback)

@@ -40,10 +40,9 @@ class RunEvents:
             to_do=to_do,
         )
         for unit in journal.listed():
-            if unit.verdict in ("refused", "skipped", "failed"):
-                what = "skipped" if unit.verdict == "skipped" else "refused"
-                said = {"verdict": unit.verdict, "reason": unit.reason}
-                log.event(f"scan {what}", series=unit.name, source=unit.source, **said)
+            if unit.verdict != "ok":
+                named = {"series": unit.name, "source": unit.source, "reason": unit.reason}
+                log.event(f"scan {unit.verdict}", **named)
 
     def __enter__(self) -> RunEvents:
         self._progress.__enter__()

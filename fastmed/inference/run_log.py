@@ -20,9 +20,9 @@ EVENTS = {
     "scan done": (
         *("series", "source", "seconds", "stage_seconds", "tiles", "attempt", "warnings"),
     ),
-    "scan skipped": ("series", "source", "verdict", "reason"),
-    "scan refused": ("series", "source", "verdict", "reason"),
-    "scan failed": ("series", "source", "reason", "attempt", "seconds"),
+    "scan skipped": ("series", "source", "reason"),
+    "scan refused": ("series", "source", "reason"),
+    "scan failed": ("series", "source", "reason"),
     "scan retried": ("series", "source", "reason", "attempt", "attempts_left"),
     "scan set aside": ("series", "source", "reason", "attempt"),
     "stage seconds": ("stage_seconds", "done", "failed", "skipped", "scans_per_hour"),

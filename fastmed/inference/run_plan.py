@@ -149,13 +149,13 @@ def _planned(entry: Series, is_wanted: bool, key: str) -> Planned:
 
 def _refuse_another_run(journal: Journal, settings: RunSettings, facts: dict[str, Any]) -> None:
     """Raises UsageError where a process is at work in the folder that makes other results."""
-    wanted = digest([settings.results_key(facts), settings.strict])
-    if journal.owners() and journal.fact("results") not in (None, wanted):
+    asked = digest([settings.results_key(facts), settings.strict, settings.asked_for])
+    if journal.owners() and journal.fact("asked") not in (None, asked):
         raise UsageError(
-            f"--output {settings.output}: another process is at work there with another model or "
-            "other settings; wait for it, or name another folder"
+            f"--output {settings.output}: another process is at work there with another model, "
+            "other settings or other scans; wait for it, or name another folder"
         )
-    journal.set_fact("results", wanted)
+    journal.set_fact("asked", asked)
 
 
 def _suited(entry: Series, spec: Spec) -> Series:

@@ -19,7 +19,7 @@ class RunSettings:
     bundle, output: folders, absolute. engine, device, precision, strict: as `infer` takes them.
     formats: what to write, sorted. attempts: how often a series is tried before it is set aside.
     memory_bytes: what the scans that are in hand may take together.
-    keep_memory: as `infer` takes it.
+    keep_memory: as `infer` takes it. asked_for: inputs, names of series and share of them.
     """
 
     bundle: str
@@ -32,6 +32,7 @@ class RunSettings:
     attempts: int
     memory_bytes: int
     keep_memory: bool
+    asked_for: tuple[tuple[str, ...], ...]
 
     @property
     def output_path(self) -> Path:

@@ -57,7 +57,7 @@ class SharedBatches:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(2.0)  # a daemon: a long call of the engine ends with the process
 
     @contextmanager
     def scan(self) -> Iterator[None]:

@@ -44,10 +44,10 @@ def test_only_torch_on_the_cpu_keeps_it(tiny_bundle, tmp_path, monkeypatch):
 
     import fastmed
     from fastmed.cli import main
-    from fastmed.inference import archive
+    from fastmed.inference import run_model
 
     kept = []
-    monkeypatch.setattr(archive, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(run_model, "keep_freed_memory", lambda: kept.append(True))
     make.series(tmp_path / "in")
     options = {"model": tiny_bundle, "device": "cpu", "quiet": True}
     fastmed.infer(tmp_path / "in", tmp_path / "a", engine="torch", **options)
