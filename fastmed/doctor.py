@@ -33,7 +33,7 @@ class Check:
 
 
 def doctor() -> list[Check]:
-    """Looks at devices, engines, caches, decoders and versions; runs each CPU kernel once."""
+    """Looks at devices, engines, caches, readers and versions; runs each CPU kernel once."""
     checks = [
         Check("fastmed", fastmed.__version__),
         Check("python", f"{platform.python_version()} on {platform.machine()}"),
@@ -44,8 +44,9 @@ def doctor() -> list[Check]:
     ]
     for name, version, install in engines.survey():
         checks.append(Check(f"engine {name}", version, install))
+    checks += _reader()
     checks += _decoders()
-    checks += [_cache(room) for room in ("engines", "training")]
+    checks += [_cache(room) for room in ("engines", "training", "index")]
     for name, version in library_versions(_LIBRARIES).items():
         advice = f"pip install {name}" if version == "absent" else ""
         checks.append(Check(name, version, advice))
@@ -94,6 +95,24 @@ def _kernels() -> list[Check]:
             )
         )
     return checks
+
+
+def _reader() -> list[Check]:
+    from fastmed.readers.dicom_codecs import codecs
+    from fastmed.readers.dicom_native import is_built
+
+    native = Check("DICOM reader", "native, in threads")
+    if not is_built():
+        reinstall = "reinstall fastmed on a POSIX system with a C++ compiler"
+        native = Check("DICOM reader", "pydicom alone, which is slower", reinstall)
+    found = codecs()
+    there = ", ".join(name for name, is_there in found.items() if is_there)
+    if not there:
+        lacking = "absent; what is compressed takes longer to read"
+        return [native, Check("DICOM imagecodecs", lacking, "pip install imagecodecs")]
+    missing = ", ".join(name for name, is_there in found.items() if not is_there)
+    advice = f"install a build of imagecodecs with {missing}" if missing else ""
+    return [native, Check("DICOM imagecodecs", f"decodes {there}", advice)]
 
 
 def _decoders() -> list[Check]:

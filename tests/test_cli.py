@@ -326,7 +326,7 @@ def test_doctor_says_where_caches_are_and_whether_they_can_be_written(tmp_path, 
     (tmp_path / "kept").write_bytes(bytes(3_000_000))
     monkeypatch.setenv("FASTMED_CACHE", str(tmp_path))
     assert caches()["cache engines"].finding == f"{tmp_path}, 3 MB"
-    assert [check.advice for check in caches().values()] == ["", ""]
+    assert [check.advice for check in caches().values()] == ["", "", ""]
     monkeypatch.setenv("FASTMED_CACHE", str(tmp_path / "kept" / "inside"))
     assert "name another folder in FASTMED_CACHE" in caches()["cache training"].advice
 

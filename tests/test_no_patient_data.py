@@ -82,6 +82,23 @@ RAW = {
     "study-time": ("StudyTime", b"ERIKA "),
     "content-date": ("ContentDate", b"MUSTERFRAU"),
 }
+# Where a multi-frame file has texts for all frames, or for each.
+FRAME_TEXTS = {
+    "FrameContentSequence": {
+        "StackID": "ERIKA",
+        "FrameComments": "hemoptysis",
+        "FrameLabel": "MUSTERFRAU",
+    },
+    "CTReconstructionSequence": {
+        "ConvolutionKernel": "ERIKA",
+        "ConvolutionKernelGroup": "MUSTERFRAU",
+        "ReconstructionAlgorithm": "WALDKLINIK",
+    },
+    "CTAcquisitionTypeSequence": {"AcquisitionType": "MUSTERFRAU"},
+    "FrameAnatomySequence": {"FrameLaterality": "ERIKA"},
+    "CTImageFrameTypeSequence": {"FrameType": ["ORIGINAL", "PRIMARY", "MUSTERFRAU", "ERIKA"]},
+    "PixelValueTransformationSequence": {"RescaleType": "HU"},
+}
 NODULES = Spec(
     name="nodules",
     task="detection",
@@ -111,6 +128,24 @@ def _set_raw(path, keyword: str, value: bytes) -> None:
     old = int.from_bytes(data[at + 6 : at + 8], "little")
     new = len(value).to_bytes(2, "little") + value
     path.write_bytes(data[: at + 6] + new + data[at + 8 + old :])
+
+
+def _frames(path, seed: int, **texts) -> None:
+    """An enhanced multi-frame CT with words in its functional groups; texts replace some."""
+    make.enhanced(
+        path, make.volume((4, 32, 32), seed=seed), **(SAID | SOUND | {"NumberOfFrames": 4})
+    )
+    dataset = pydicom.dcmread(path)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    for sequence, values in FRAME_TEXTS.items():
+        values = values | {word: texts[word] for word in values if word in texts}
+        frames = dataset.PerFrameFunctionalGroupsSequence
+        for groups in frames if sequence == "FrameContentSequence" else [shared]:
+            if sequence not in groups:
+                setattr(groups, sequence, [pydicom.Dataset()])
+            for word, value in values.items():
+                setattr(getattr(groups, sequence)[0], word, value)
+    dataset.save_as(path)
 
 
 def _volumes(folder) -> None:
@@ -161,6 +196,10 @@ def said(tmp_path_factory):
         path.write_bytes(data.replace(b"\xff\x4f\xff\x51", NAME[:4].encode(), 1))
     (folder / "cut").mkdir()
     (folder / "cut" / "1.dcm").write_bytes((folder / "sound" / "0001.dcm").read_bytes()[:700])
+    (folder / "enhanced").mkdir()
+    _frames(folder / "enhanced" / "sound.dcm", 90)
+    _frames(folder / "enhanced" / "rescale-type.dcm", 91, RescaleType="ERIKA")
+    _frames(folder / "enhanced" / "frame-type.dcm", 92, FrameType=["MUSTERFRAU", "ERIKA"])
     _volumes(folder)
     return folder
 
@@ -260,6 +299,12 @@ def test_an_index_says_nothing_of_the_patient(said, options, capfd, caplog):
     assert "damaged" in heard.out
     for line in (*heard.out.splitlines(), *heard.err.splitlines(), *caplog.text.splitlines()):
         assert not _leaks(line.encode()), line
+
+
+def test_multi_frame_files_with_the_words_are_taken_as_any_other(said):
+    found = {entry.source: entry for entry in fastmed.index(said / "enhanced")}
+    assert found["sound.dcm"].verdict == "ok"
+    assert found["rescale-type.dcm"].reason == "rescale-type.dcm: its RescaleType '?' is not HU"
 
 
 def test_the_words_would_be_found(said, tmp_path):

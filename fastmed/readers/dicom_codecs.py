@@ -30,6 +30,15 @@ def has_codec(transfer_syntax: str) -> bool:
     return is_built() and (transfer_syntax == _RLE or _codec(transfer_syntax) is not None)
 
 
+def codecs() -> dict[str, bool]:
+    """The formats that imagecodecs may decode for the reader, and whether it does here."""
+    return {
+        "JPEG 2000 and HTJ2K": _codec(f"{_BASE}4.90") is not None,
+        "JPEG-LS": _codec(f"{_BASE}4.80") is not None,
+        "JPEG": _codec(f"{_BASE}4.57") is not None,
+    }
+
+
 def decode_frame(header: Header, target: np.ndarray) -> bool:
     """Decodes a slice into `target` [H, W]; False where that is for pydicom to do or to refuse.
 

@@ -7,14 +7,13 @@ or for each alone. From here on a frame is judged and read as any other slice.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_notes import Doubt
 from fastmed.readers.dicom_quiet import quietly
+from fastmed.readers.dicom_words import CODE
 
-_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 _SHARED, _PER_FRAME = 0x52009229, 0x52009230
 
 
@@ -101,7 +100,7 @@ class _Groups:
     def code(self, sequence: str, keyword: str) -> str:
         """A code word; other text, as damage brings it, may hold a name and is never shown."""
         word = self.text(sequence, keyword).strip().upper()
-        return word if _CODE.fullmatch(word) else "?"
+        return word if CODE.fullmatch(word) else "?"
 
 
 def _listed(value) -> list:

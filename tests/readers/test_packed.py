@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import scans as make
+from test_dicom_conditions import encrypt_attributes
 from test_index_store import dicts, kept
 
 from fastmed.errors import SeriesError
@@ -318,6 +319,26 @@ def test_a_name_twice_in_an_archive_counts_once(tmp_path):
     assert "more than once" in one_failed(archive)[1]
     (entry,) = [entry for entry in index(archive) if entry.verdict == "ok"]
     assert entry.files == 9
+    assert dicts(iter_index(archive)) == dicts(index(archive))
+
+
+@pytest.mark.parametrize("form", ["zip", "tar.gz"])
+@pytest.mark.parametrize("name", ["a.dcm", "IM0001", "a.dcm.age", "a.nii.gz.gpg"])
+def test_an_encrypted_file_in_an_archive_is_told_by_its_own_bytes(tmp_path, form, name):
+    archive = pack(tmp_path / f"x.{form}", [(name, b"age-encryption.org/v1\n-> X25519 abc\n")])
+    source, reason, condition = one_failed(archive)
+    assert (source, condition) == (f"x.{form}/{name}", "encrypted")
+    assert reason.startswith("it is encrypted (a file encrypted by age)")
+
+
+@pytest.mark.parametrize("form", ["zip", "tar.gz"])
+def test_encrypted_attributes_of_files_in_an_archive_are_found(tmp_path, form):
+    for file in make.series(tmp_path / "folder" / "a"):
+        encrypt_attributes(file)
+    archive = pack(tmp_path / f"x.{form}", contents(tmp_path / "folder"))
+    source, reason, condition = one_failed(archive)
+    assert (source, condition) == (f"x.{form}/a", "encrypted")
+    assert "attributes that a volume needs are encrypted" in reason
     assert dicts(iter_index(archive)) == dicts(index(archive))
 
 
