@@ -94,6 +94,7 @@ lint: $(READY)
 bench: bench-kernels
 	$(PYTHON) benches/bench_read.py
 	$(PYTHON) benches/bench_infer.py
+	$(PYTHON) benches/bench_archive.py --scans 4 --slices 150
 	$(PYTHON) benches/bench_train.py
 	$(PYTHON) benches/bench_detect.py
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 from fastmed.readers.series import Series
+
+_THREADS = 4  # hashing lets others run
 
 
 def content_sha256(entry: Series) -> str:
@@ -12,8 +15,11 @@ def content_sha256(entry: Series) -> str:
 
     Raises OSError where a file cannot be read.
     """
-    hashes = []
-    for member in entry.members:
-        with open(member.path, "rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").digest())
-    return hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
+    with ThreadPoolExecutor(min(_THREADS, len(entry.members) or 1)) as pool:
+        hashes = pool.map(_sha256, [member.path for member in entry.members])
+        return hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
+
+
+def _sha256(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -55,7 +55,7 @@ def test_only_torch_on_the_cpu_keeps_it(tiny_bundle, tmp_path, monkeypatch):
     fastmed.infer(tmp_path / "in", tmp_path / "b", engine="torch", keep_memory=True, **options)
     assert kept == [True]
     command = ["infer", "--input", tmp_path / "in", "--output", tmp_path / "d", "--quiet"]
-    command += ["--model", tiny_bundle, "--engine", "torch", "--device", "cpu"]
+    command += ["--model", tiny_bundle, "--engine", "torch", "--device", "cpu", "--workers", "0"]
     assert main([*map(str, command)]) == 0
     assert kept == [True, True]
     kept.clear()
