@@ -150,6 +150,7 @@ class Pipeline:
 
     def _sharing(self):
         """Has scans share batches where a batch is more than one tile."""
+        self._lessening = threading.RLock()  # scans that run out of memory together do so in turn
         if self._at_once == 1:
             return nullcontext()
         batch = self._model.batch or usual_batch(self._model.spec, self._model.engine.device)
@@ -303,14 +304,16 @@ class Pipeline:
                         case.image, case.grid, clock=case.clock, progress=progress, brief=True
                     )
             except Exception as error:
-                less = with_less(case.model, self._on_cpu) if is_out_of_memory(error) else None
-                if less is None:
+                if case.model.engine.device == "cpu" or not is_out_of_memory(error):
                     raise
-            case.model, words = less
-            if case.model.engine.device == "cpu":
+            # Behind the except: the error's frames hold what the scan took of the GPU's memory.
+            with self._lessening:
+                case.model, words = with_less(case.model, self._on_cpu)
+                is_on_cpu = case.model.engine.device == "cpu"
+                if not is_on_cpu and case.model.batch != self._model.batch:
+                    self._model, self._reduced = case.model, (words,)
+            if is_on_cpu:
                 case.image, case.grid = case.model.prepare(case.volume, clock=case.clock)
-            else:
-                self._model, self._reduced = case.model, (words,)
             case.warnings += (words,)
             fallback = {"event": "fallback", "name": case.unit.name, "reason": words}
             self._report(fallback)
@@ -319,9 +322,10 @@ class Pipeline:
         return isinstance(model.engine, SharedBatches)
 
     def _on_cpu(self) -> Model:
-        if self._cpu_model is None:
-            self._cpu_model = load(self._settings.bundle, device="cpu", say=lambda _: None)
-        return self._cpu_model
+        with self._lessening:
+            if self._cpu_model is None:
+                self._cpu_model = load(self._settings.bundle, device="cpu", say=lambda _: None)
+            return self._cpu_model
 
     def _finish(self, case: _Case) -> None:
         try:
