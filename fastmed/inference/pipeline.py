@@ -28,7 +28,7 @@ from fastmed.inference.journal import DiskFull, Journal, Unit
 from fastmed.inference.manifest import model_facts
 from fastmed.inference.memory import pinned
 from fastmed.inference.memory_budget import MemoryBudget, cost_of
-from fastmed.inference.out_of_memory import is_out_of_memory, with_less
+from fastmed.inference.out_of_memory import is_device_lost, is_out_of_memory, with_less
 from fastmed.inference.recovery import recover
 from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.run_tables import table_row
@@ -51,6 +51,10 @@ _STOP_SECONDS = 2.0  # for the network to come to the end of a batch, when the r
 _TILES_SECONDS = 0.1  # no more often than this it is said how many tiles are done
 
 Report = Callable[[dict[str, Any]], None]
+
+
+class DeviceLost(FastmedError):
+    """A GPU answers no more in this process; another process may go on."""
 
 
 class _Dropped(Exception):
@@ -143,7 +147,9 @@ class Pipeline:
             while reader.is_alive():
                 self._empty_queue()
                 reader.join(_POLL_SECONDS)
-            self._journal.release(self._owner)
+            # With the process that lost its GPU the scans in hand are judged by who looks after it.
+            if not isinstance(self._broken, DeviceLost):
+                self._journal.release(self._owner)
         for error in (self._full, self._broken):
             if error is not None:
                 raise error
@@ -373,6 +379,8 @@ class Pipeline:
     def _failed(self, case: _Case, error: Exception) -> None:
         """Counts a failed attempt; a full disk is no fault of the scan's and ends the run."""
         unit = case.unit
+        if is_device_lost(error):  # every further call fails, whatever the scan
+            raise DeviceLost(f"{self._model.engine.device} is lost: {error}") from error
         self._let_go(case)
         if is_full(error) or isinstance(error, DiskFull):
             self._full = self._full or DiskFull(str(error))

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from fastmed.errors import BundleError, FastmedError, UsageError
 from fastmed.inference.run_settings import RunSettings
 
+_LOST = 70
 KINDS_OF_ERROR = {"usage": UsageError, "bundle": BundleError, "other": FastmedError}
 
 
@@ -41,7 +42,7 @@ def _run(settings: RunSettings, before: Any, lines: TextIO, events: _Events) -> 
     from fastmed.inference.journal import DiskFull, Journal
     from fastmed.inference.manifest import model_facts
     from fastmed.inference.owners import Owner
-    from fastmed.inference.pipeline import Pipeline
+    from fastmed.inference.pipeline import DeviceLost, Pipeline
     from fastmed.inference.run_model import load_for_run
 
     def say(sentence: str) -> None:
@@ -61,6 +62,9 @@ def _run(settings: RunSettings, before: Any, lines: TextIO, events: _Events) -> 
         except DiskFull as error:
             events.report({"event": "disk full", "reason": str(error)})
             return 0
+        except DeviceLost as error:
+            print(error, file=sys.stderr)
+            os._exit(_LOST)  # with its scans in hand, as a crash
     events.report({"event": "finished"})
     return 0
 

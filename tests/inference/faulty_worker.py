@@ -13,6 +13,8 @@ FAULT, STAGE, SOURCES = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
 
 
 def bring_down():
+    if FAULT == "lost":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
     if FAULT == "hang":
         time.sleep(600)
     if FAULT.startswith("change:"):

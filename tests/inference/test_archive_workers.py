@@ -50,6 +50,7 @@ def results(output):
         ("SIGSEGV", "read", "its process was ended by SIGSEGV (while it was read)"),
         ("SIGABRT", "network", "its process was ended by SIGABRT (while the network saw it)"),
         ("SIGKILL", "finish", "its process was ended by SIGKILL (while its results were made)"),
+        ("lost", "network", "its process ended with status 70 (while the network saw it)"),
         ("hang", "network", "nothing moved for 3 s (while the network saw it)"),
     ],
 )
