@@ -16,11 +16,19 @@ from fastmed.inference.journal import DiskFull, Journal
 from fastmed.inference.manifest import run_facts, write_manifest
 from fastmed.inference.memory_budget import default_budget
 from fastmed.inference.outcome import counts, report_row
+from fastmed.inference.owners import Owner
 from fastmed.inference.recovery import recover
 from fastmed.inference.run import Run
 from fastmed.inference.run_events import RunEvents
 from fastmed.inference.run_log import RunLog
-from fastmed.inference.run_plan import Selection, entries_of, plan, row_of, share_of
+from fastmed.inference.run_plan import (
+    Selection,
+    asked_for,
+    entries_of,
+    plan,
+    row_of,
+    share_of,
+)
 from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.run_tables import write_run_tables
 from fastmed.inference.workers import InThisProcess, Workers
@@ -129,6 +137,7 @@ def infer(
         index_table(entries)
         return Run.dry(tuple(row_of(entry) for entry in entries if entry.verdict != "ok"))
     with contextlib.ExitStack() as stack:
+        run_log = stack.enter_context(RunLog(log))
         runner = Workers if workers else InThisProcess
         before = _facts_before(target)
         runs = stack.enter_context(runner(settings, before, workers, display.say, hang_seconds))
@@ -145,9 +154,11 @@ def infer(
             display.say(f"{choice[0].upper()}{choice[1:]}.")
             _prepare(target)
             journal = stack.enter_context(Journal(target))
-            plan(journal, settings, facts, entries, fresh=fresh)
-        write_manifest(run_facts(facts, settings, is_finished=False), (), target / MANIFEST)
-        events = stack.enter_context(RunEvents(journal, facts, RunLog(log), quiet))
+            owner = stack.enter_context(Owner(target, asked_for(settings, facts)))
+            plan(journal, settings, facts, entries, owner.token, fresh=fresh)
+        begun = run_facts(facts, settings, is_finished=False)
+        write_manifest(begun, journal.listed(), target / MANIFEST)
+        events = stack.enter_context(RunEvents(journal, facts, run_log, quiet))
         try:
             runs.run(journal, events.take)
         except BaseException as error:

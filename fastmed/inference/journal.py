@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fastmed.inference.owners import is_alive
 FILE = "journal.sqlite"
 _VERSION = 1
 _WAIT_SECONDS = 120.0  # for another process that writes
+_AT_ONCE = 256  # units that are planned in one transaction
 
 _SCHEMA = """
 CREATE TABLE units (
@@ -39,10 +41,15 @@ CREATE TABLE units (
   reason TEXT NOT NULL,
   warnings TEXT NOT NULL,
   entry BLOB NOT NULL,              -- the entry itself, compressed JSON
+  results TEXT NOT NULL,            -- names the model and the settings that are to make it
   key TEXT NOT NULL,
   stamp TEXT NOT NULL,
+  plan INTEGER NOT NULL,            -- the last one that listed it
+  asked INTEGER NOT NULL,           -- whether that one wants it done
   state TEXT NOT NULL,
   owner TEXT,
+  claimed_key TEXT NOT NULL DEFAULT '',
+  claimed_stamp TEXT NOT NULL DEFAULT '',
   alone INTEGER NOT NULL DEFAULT 0, -- to be run with nothing beside it
   attempts INTEGER NOT NULL DEFAULT 0,
   failure TEXT NOT NULL DEFAULT '',
@@ -77,6 +84,8 @@ class Unit:
     attempts: int
     failure: str
     made_key: str
+    made_stamp: str
+    is_wanted: bool
     content: str
     files: dict[str, list]
     row: dict[str, Any]
@@ -93,6 +102,8 @@ class Unit:
 class Planned:
     """What a run wants of one entry: the entry as a dict, its key and its stamp.
 
+    results: names what the run makes, of whatever entry.
+
     is_wanted: False where the run was asked for others only.
     """
 
@@ -102,6 +113,7 @@ class Planned:
     reason: str
     warnings: tuple[str, ...]
     entry: dict[str, Any]
+    results: str
     key: str
     stamp: str
     is_wanted: bool = True
@@ -119,7 +131,7 @@ class Journal:
             self._db = sqlite3.connect(
                 self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._write_ahead()
             self._db.execute("PRAGMA synchronous=NORMAL")
             with self._transaction():
                 version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -131,6 +143,18 @@ class Journal:
             raise _said(error, self.path) from error
         if version not in (0, _VERSION):
             raise FastmedError(f"{self.path}: of another version of fastmed; name another --output")
+
+    def _write_ahead(self) -> None:
+        """Has SQLite write ahead; where another process does so right now, it does not wait."""
+        until = time.monotonic() + _WAIT_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     def close(self) -> None:
         with self._lock:
@@ -155,17 +179,27 @@ class Journal:
     ) -> None:
         """Takes the entries of an index: what is done already stays, what changed waits anew.
 
+        Others may go on working meanwhile; what is listed and wanted changes at the end, at once.
+
         fresh: everything wanted waits anew; results stay until they are replaced.
         is_there: whether the files of a unit's result are still in their place.
         """
         again = bool(self.fact("finished"))  # failed units get another chance
+        number = (self._one("SELECT max(plan) FROM units")[0] or 0) + 1
+        entries, place = iter(entries), 0
+        while some := [(p, _packed(p)) for p in islice(entries, _AT_ONCE)]:
+            with self._transaction():
+                for planned, packed in some:
+                    self._plan_one(number, place, planned, packed, fresh, again, is_there)
+                    place += 1
         with self._transaction():
-            self._execute("UPDATE units SET listed = 0, wanted = 0")
-            for place, planned in enumerate(entries):
-                self._plan_one(place, planned, fresh, again, is_there)
+            self._execute("UPDATE units SET listed = plan = ?, wanted = plan = ? AND asked", number,
+                          number)  # fmt: skip
             self.set_fact("finished", False)
 
-    def _plan_one(self, place: int, planned: Planned, fresh: bool, again: bool, is_there) -> None:
+    def _plan_one(
+        self, number: int, place: int, planned: Planned, packed: bytes, fresh, again, is_there
+    ) -> None:
         unit = self._unit("name = ?", planned.name)
         if unit is None and not planned.is_wanted:
             return
@@ -178,18 +212,20 @@ class Journal:
         columns = {
             "name": planned.name,
             "place": place,
-            "wanted": planned.is_wanted,
+            "plan": number,
+            "asked": planned.is_wanted,
             "source": planned.source,
             "verdict": planned.verdict,
             "reason": planned.reason,
             "warnings": json.dumps(planned.warnings),
-            "entry": zlib.compress(json.dumps(planned.entry).encode(), 1),
+            "entry": packed,
+            "results": planned.results,
             "key": planned.key,
             "stamp": planned.stamp,
             "state": state,
-            "listed": True,
         }
         if unit is None:
+            columns |= {"listed": False, "wanted": False}
             marks = ", ".join("?" * len(columns))
             insert = f"INSERT INTO units ({', '.join(columns)}) VALUES ({marks})"
             self._execute(insert, *columns.values())
@@ -200,84 +236,92 @@ class Journal:
             columns["made_key"] = ""
         self._set(planned.name, **columns)
 
-    def claim(self, owner: str, *, alone: bool) -> Unit | None:
+    def claim(self, owner: str, results: str, *, alone: bool) -> Unit | None:
         """Takes the next unit that waits; None where there is none.
 
-        alone: whether nothing runs beside it here; units that must run so come after all others.
+        results: what the one who asks can make. alone: whether nothing runs beside it there; units
+        that must run so come after all others.
         """
         for only in (False, True) if alone else (False,):
             with self._transaction():
                 unit = self._unit(
-                    "state = 'waiting' AND wanted AND alone = ? ORDER BY attempts, place LIMIT 1",
+                    "state = 'waiting' AND wanted AND alone = ? AND results = ?"
+                    " ORDER BY attempts, place LIMIT 1",
                     only,
+                    results,
                 )
                 if unit is not None:
-                    self._set(unit.name, state="running", owner=owner)
+                    claimed = {"claimed_key": unit.key, "claimed_stamp": unit.stamp}
+                    self._set(unit.name, state="running", owner=owner, **claimed)
                     return unit
         return None
 
-    def written(self, name: str, *, content: str, files: dict, row: dict, seconds: dict) -> None:
-        """The result lies complete beside its place: from here on the unit cannot be lost."""
-        self._set(
+    def written(
+        self, name: str, owner: str, *, content: str, files: dict, row: dict, seconds: dict
+    ) -> bool:
+        """The result lies complete beside its place: from here on the unit cannot be lost.
+
+        Returns False, as all below do, where the unit is not this owner's any more.
+        """
+        return self._change(
             name,
+            owner,
             state="written",
+            made_key="",
             content=content,
             files=json.dumps(files),
             row=json.dumps(row),
             seconds=json.dumps(seconds),
         )
 
-    def done(self, name: str) -> None:
-        """The result is in its place."""
-        self._do(
-            """UPDATE units SET state = 'done', owner = NULL, alone = 0, failure = '',
-                 made_key = key, made_stamp = stamp, finished = ? WHERE name = ?""",
-            time.time(),
-            name,
-        )
+    def done(self, name: str, owner: str) -> bool:
+        """The result is in its place. What was planned anew meanwhile waits again."""
+        statement = """UPDATE units SET
+            state = iif(key = claimed_key AND stamp = claimed_stamp, 'done', 'waiting'),
+            made_key = claimed_key, made_stamp = claimed_stamp, owner = NULL, alone = 0,
+            failure = '', finished = ? WHERE name = ? AND owner = ?"""
+        with self._lock:
+            return self._execute(statement, time.time(), name, owner).rowcount > 0
 
-    def failed(self, name: str, reason: str, *, attempts: int, alone: bool = False) -> bool:
+    def failed(
+        self, name: str, owner: str, reason: str, *, attempts: int, alone: bool = False
+    ) -> bool | None:
         """Counts a failed attempt; returns whether the unit waits for another one.
 
         attempts: after so many it is set aside with this reason. alone: the next runs by itself.
+        None: the unit is not this owner's any more.
         """
         with self._transaction():
             so_far = self._one("SELECT attempts FROM units WHERE name = ?", name)[0] + 1
             again = so_far < attempts
-            self._set(
+            changed = self._change(
                 name,
+                owner,
                 state="waiting" if again else "failed",
                 owner=None,
                 attempts=so_far,
                 failure=reason,
                 alone=alone,
             )
-        return again
+        return again if changed else None
 
-    def suspect(self, names: Iterable[str]) -> None:
-        """One of these brought its process down: each will run with nothing beside it."""
-        with self._transaction():
-            for name in names:
-                self._set(name, state="waiting", owner=None, alone=True)
+    def wait_again(self, name: str, owner: str, *, alone: bool | None = None) -> bool:
+        """What an owner had in hand waits again; alone: it is to run with nothing beside it."""
+        more = {} if alone is None else {"alone": alone}
+        return self._change(name, owner, state="waiting", owner=None, **more)
 
-    def release(self, owner: str) -> list[str]:
-        """Lets the units of an owner wait again; returns their names."""
-        with self._transaction():
-            names = self._column(
-                "SELECT name FROM units WHERE owner = ? AND state = 'running'", owner
-            )
-            for name in names:
-                self._set(name, state="waiting", owner=None)
-        return names
+    def release(self, owner: str) -> None:
+        """Lets all that an owner has not written wait again."""
+        release = "UPDATE units SET state = 'waiting', owner = NULL WHERE owner = ?"
+        self._do(f"{release} AND state = 'running'", owner)
 
-    def left_by_the_dead(self) -> list[tuple[str, Unit]]:
-        """The units of owners that no longer live, each with its owner's token."""
-        owners = self._column("SELECT DISTINCT owner FROM units WHERE owner IS NOT NULL")
-        dead = [owner for owner in owners if not is_alive(self.folder, owner)]
-        return [(owner, unit) for owner in dead for unit in self._units("owner = ?", owner)]
+    def dead_owners(self) -> list[str]:
+        """Those that have units in hand and no longer live."""
+        return [owner for owner in self.owners() if not is_alive(self.folder, owner)]
 
-    def wait_again(self, name: str) -> None:
-        self._set(name, state="waiting", owner=None)
+    def in_hand(self, owner: str) -> list[Unit]:
+        """The units of an owner."""
+        return self._units("owner = ?", owner)
 
     def unit(self, name: str) -> Unit | None:
         return self._unit("name = ?", name)
@@ -315,6 +359,13 @@ class Journal:
     def _set(self, name: str, /, **values) -> None:
         columns = ", ".join(f"{column} = ?" for column in values)
         self._do(f"UPDATE units SET {columns} WHERE name = ?", *values.values(), name)
+
+    def _change(self, unit_name: str, of_owner: str, /, **values) -> bool:
+        """Sets columns of a unit that is an owner's; returns whether it is."""
+        columns = ", ".join(f"{column} = ?" for column in values)
+        statement = f"UPDATE units SET {columns} WHERE name = ? AND owner = ?"
+        with self._lock:
+            return self._execute(statement, *values.values(), unit_name, of_owner).rowcount > 0
 
     def _do(self, statement: str, *values) -> None:
         with self._lock:
@@ -363,13 +414,29 @@ def _next_state(unit: Unit | None, planned: Planned, fresh: bool, again: bool, i
     same = unit.key == planned.key and unit.stamp == planned.stamp
     if unit.state == "failed" and same and not (fresh or again):
         return "failed"
-    is_done = unit.state == "done" and unit.made_key == planned.key
-    return "done" if is_done and same and not fresh and is_there(unit) else "waiting"
+    made = unit.made_key == planned.key and unit.made_stamp == planned.stamp
+    is_done = unit.state == "done" and made and not fresh
+    return "done" if is_done and is_there(unit) else "waiting"
+
+
+def _packed(planned: Planned) -> bytes:
+    return zlib.compress(json.dumps(planned.entry).encode(), 1)
 
 
 _FIELDS = (
     *("name", "source", "verdict", "reason", "warnings", "key", "stamp", "state", "owner", "alone"),
-    *("attempts", "failure", "made_key", "content", "files", "row", "seconds", "entry"),
+    *(
+        "attempts",
+        "failure",
+        "made_key",
+        "made_stamp",
+        "wanted",
+        "content",
+        "files",
+        "row",
+        "seconds",
+        "entry",
+    ),
 )
 _COLUMNS = ", ".join(_FIELDS)
 
@@ -396,12 +463,15 @@ def _unit_of(row: tuple) -> Unit:
     for name in ("warnings", "files", "row", "seconds"):
         plain[name] = json.loads(plain[name])
     plain["warnings"], plain["alone"] = tuple(plain["warnings"]), bool(plain["alone"])
+    plain["is_wanted"] = bool(plain.pop("wanted"))
     return Unit(packed_entry=plain.pop("entry"), **plain)
 
 
 def _said(error: sqlite3.Error, path: Path) -> FastmedError:
     if "full" in str(error):
         return DiskFull(f"{path}: cannot be written, no space left on device; free some space")
+    if "locked" in str(error):
+        return FastmedError(f"{path}: another process has been writing for {_WAIT_SECONDS:g} s")
     if isinstance(error, sqlite3.OperationalError) and os.path.exists(path):
         return FastmedError(f"{path}: {error}; look at its folder's rights and its disk")
     return FastmedError(

@@ -25,6 +25,7 @@ from fastmed.inference.case import Model, StageClock, load
 from fastmed.inference.content import content_sha256
 from fastmed.inference.engines.protocol import usual_batch
 from fastmed.inference.journal import DiskFull, Journal, Unit
+from fastmed.inference.manifest import model_facts
 from fastmed.inference.memory import pinned
 from fastmed.inference.memory_budget import MemoryBudget, cost_of
 from fastmed.inference.out_of_memory import is_out_of_memory, with_less
@@ -42,6 +43,7 @@ from fastmed.writers.atomic import is_full
 
 _POLL_SECONDS = 0.2
 _LOOK_FOR_THE_DEAD_SECONDS = 2.0
+_GRACE_SECONDS = 5.0
 _AHEAD = 1  # scans that are read and wait for the network
 _BEHIND = 1  # scans that are finished while the network sees others
 _SHARING = 2  # scans whose tiles share batches, where a batch is more than one tile
@@ -95,6 +97,7 @@ class Pipeline:
         self._journal, self._owner, self._model = journal, owner, model
         self._settings, self._report, self._stopped = settings, report, stopped
         self._output = settings.output_path
+        self._results = settings.results_key(model_facts(model))
         self._formats = set(settings.formats)
         self._budget = MemoryBudget(settings.memory_bytes)
         self._ready: queue.Queue[_Case | None] = queue.Queue(_AHEAD)
@@ -147,6 +150,7 @@ class Pipeline:
 
     def _sharing(self):
         """Has scans share batches where a batch is more than one tile."""
+        self._lessening = threading.RLock()  # scans that run out of memory together do so in turn
         if self._at_once == 1:
             return nullcontext()
         batch = self._model.batch or usual_batch(self._model.spec, self._model.engine.device)
@@ -200,20 +204,24 @@ class Pipeline:
 
     def _claim(self) -> Unit | None:
         """The next unit, waiting for what may still come back from here or another process."""
-        looked = 0.0
+        looked, dead = 0.0, {}
         while not self._stopped.is_set():
             with self._claiming:
                 alone = any(unit.alone for unit in self._in_hand.values())
                 if not alone:
-                    unit = self._journal.claim(self._owner, alone=not self._in_hand)
+                    unit = self._journal.claim(self._owner, self._results, alone=not self._in_hand)
                     if unit is not None:
                         self._in_hand[unit.name] = unit
                         return unit
             if not self._in_hand and not self._journal.is_at_work():
                 return None
-            if time.monotonic() - looked > _LOOK_FOR_THE_DEAD_SECONDS:
-                recover(self._journal)
-                looked = time.monotonic()
+            now = time.monotonic()
+            if now - looked > _LOOK_FOR_THE_DEAD_SECONDS:
+                # Who looks after the dead, and counts what they died of, goes first.
+                dead = {token: dead.get(token, now) for token in self._journal.dead_owners()}
+                fresh = {t for t, since in dead.items() if now - since < _GRACE_SECONDS}
+                recover(self._journal, fresh)
+                looked = now
             self._stopped.wait(_POLL_SECONDS)
         return None
 
@@ -228,7 +236,7 @@ class Pipeline:
             with case.clock("read"), opened(entry) as there:
                 case.content = content_sha256(there)
                 if self._is_made(unit, case.content):
-                    self._journal.done(unit.name)
+                    self._journal.done(unit.name, self._owner)
                     self._let_go(case)
                     self._report({"event": "unchanged", "name": unit.name})
                     return None
@@ -296,14 +304,16 @@ class Pipeline:
                         case.image, case.grid, clock=case.clock, progress=progress, brief=True
                     )
             except Exception as error:
-                less = with_less(case.model, self._on_cpu) if is_out_of_memory(error) else None
-                if less is None:
+                if case.model.engine.device == "cpu" or not is_out_of_memory(error):
                     raise
-            case.model, words = less
-            if case.model.engine.device == "cpu":
+            # Behind the except: the error's frames hold what the scan took of the GPU's memory.
+            with self._lessening:
+                case.model, words = with_less(case.model, self._on_cpu)
+                is_on_cpu = case.model.engine.device == "cpu"
+                if not is_on_cpu and case.model.batch != self._model.batch:
+                    self._model, self._reduced = case.model, (words,)
+            if is_on_cpu:
                 case.image, case.grid = case.model.prepare(case.volume, clock=case.clock)
-            else:
-                self._model, self._reduced = case.model, (words,)
             case.warnings += (words,)
             fallback = {"event": "fallback", "name": case.unit.name, "reason": words}
             self._report(fallback)
@@ -312,9 +322,10 @@ class Pipeline:
         return isinstance(model.engine, SharedBatches)
 
     def _on_cpu(self) -> Model:
-        if self._cpu_model is None:
-            self._cpu_model = load(self._settings.bundle, device="cpu", say=lambda _: None)
-        return self._cpu_model
+        with self._lessening:
+            if self._cpu_model is None:
+                self._cpu_model = load(self._settings.bundle, device="cpu", say=lambda _: None)
+            return self._cpu_model
 
     def _finish(self, case: _Case) -> None:
         try:
@@ -336,15 +347,20 @@ class Pipeline:
                     case.entry, case.volume, findings, self._formats, self._model.spec
                 )
                 row = table_row(case.volume, findings, self._model.spec)
-            self._journal.written(
+            is_mine = self._journal.written(
                 unit.name,
+                self._owner,
                 content=case.content,
                 files=files,
                 row=row,
                 seconds=case.clock.seconds,
             )
+            if not is_mine:  # the run was stopped meanwhile: the scan waits, or is another's
+                folder.take_back()
+                self._let_go(case)
+                return
             folder.put_in_place()
-            self._journal.done(unit.name)
+            self._journal.done(unit.name, self._owner)
         except Exception as error:
             with suppress(OSError):
                 folder.take_back()
@@ -369,11 +385,13 @@ class Pipeline:
             reason = f"unexpected {type(error).__name__}: {error}"
         again = self._journal.failed(
             unit.name,
+            self._owner,
             reason or type(error).__name__,
             attempts=self._settings.attempts,
             alone=isinstance(error, MemoryError),
         )
-        self._report({"event": "failed", "name": unit.name, "reason": reason, "again": again})
+        if again is not None:
+            self._report({"event": "failed", "name": unit.name, "reason": reason, "again": again})
 
     def _let_go(self, case: _Case) -> None:
         case.volume = case.image = case.said = None

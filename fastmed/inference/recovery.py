@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from fastmed.inference.journal import Journal, Unit
-from fastmed.inference.owners import is_alive, tokens_of
+from fastmed.inference.owners import is_alive, living, tokens_of
 from fastmed.inference.series_folder import SeriesFolder, clean_up, is_whole
 
 
-def recover(journal: Journal) -> None:
+def recover(journal: Journal, spared: Collection[str] = ()) -> None:
     """Brings what the dead had in hand to an end: complete results are put in their place, all
-    else waits again, and no half-written file stays."""
-    for owner, unit in journal.left_by_the_dead():
-        if unit.state == "written" and _put_in_place(journal, owner, unit):
-            journal.done(unit.name)
-        elif unit.state in ("running", "written"):
-            journal.wait_again(unit.name)
-    for token in tokens_of(journal.folder):
-        is_alive(journal.folder, token)  # removes the files of the dead
-    clean_up(journal.folder, lambda token: is_alive(journal.folder, token))
+    else waits again, and no half-written file stays.
+
+    spared: tokens of the dead whose units are left as they are. One process at a time does this.
+    """
+    with _alone(journal.folder):
+        for owner in journal.dead_owners():
+            if owner in spared:
+                continue
+            for unit in journal.in_hand(owner):
+                if unit.state == "written" and _put_in_place(journal, owner, unit):
+                    journal.done(unit.name, owner)
+                else:
+                    journal.wait_again(unit.name, owner)
+        for token in tokens_of(journal.folder):
+            is_alive(journal.folder, token)  # removes the files of the dead
+        alive = {*living(journal.folder), *spared}
+        clean_up(journal.folder, lambda token: token in alive)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process does the same in a folder."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _put_in_place(journal: Journal, owner: str, unit: Unit) -> bool:
@@ -37,8 +60,8 @@ def _put_in_place(journal: Journal, owner: str, unit: Unit) -> bool:
     return not unit.files
 
 
-def remove_temporary_files(journal: Journal) -> None:
-    """Removes half-written tables, where no other process is at work that may be writing one."""
-    if not any(is_alive(journal.folder, token) for token in journal.owners()):
+def remove_temporary_files(journal: Journal, own: str) -> None:
+    """Removes half-written tables, where no process but this one's `own` may be writing one."""
+    if living(journal.folder).keys() <= {own}:
         for left in journal.folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)

@@ -61,7 +61,6 @@ class RunEvents:
             stage_seconds=dict(self._stage_seconds),
             status="finished" if kind is None else "stopped",
         )
-        self._log.close()
 
     def take(self, event: dict[str, Any]) -> None:
         """Takes one event of a pipeline, or a "tick" that only asks for a look at the clock."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastmed.errors import FastmedError, UsageError
 from fastmed.inference.journal import Journal, Planned
+from fastmed.inference.owners import living
 from fastmed.inference.recovery import recover, remove_temporary_files
 from fastmed.inference.run_settings import RunSettings, digest
 from fastmed.inference.series_folder import is_whole
@@ -94,27 +95,39 @@ def _with_choice(entries: Iterable[Series], select: Selection) -> Iterator[tuple
         yield entry, select.takes(entry)
 
 
+def asked_for(settings: RunSettings, facts: dict[str, Any]) -> str:
+    """Names all that a run was asked for; only who was asked for the same may share its folder."""
+    return digest([settings.results_key(facts), settings.strict, settings.asked_for])
+
+
 def plan(
     journal: Journal,
     settings: RunSettings,
     facts: dict[str, Any],
     entries: Iterable[tuple[Series, bool]],
+    own: str,
     *,
     fresh: bool,
 ) -> None:
     """Clears up after the dead, then writes what is to be done into the journal.
 
-    entries: as `entries_of` returns them. Raises UsageError where a process is at work in the
-    folder that makes other results.
+    entries: as `entries_of` returns them. own: the token of this process, whose note is what it
+    was asked for. Raises UsageError where a process at work in the folder was asked for else.
     """
+    others = living(journal.folder)
+    mine = others.pop(own)
+    if any(note not in ("", mine) for note in others.values()):
+        raise UsageError(
+            f"--output {settings.output}: another process is at work there with another model, "
+            "other settings or other scans; wait for it, or name another folder"
+        )
     recover(journal)
-    remove_temporary_files(journal)
-    _refuse_another_run(journal, settings, facts)
+    remove_temporary_files(journal, own)
     journal.set_fact("model", facts)
     series_folder = settings.output_path / "series"
-    key = settings.results_key(facts)
+    results = settings.results_key(facts)
     journal.plan(
-        (_planned(entry, is_wanted, key) for entry, is_wanted in entries),
+        (_planned(entry, is_wanted, results) for entry, is_wanted in entries),
         fresh=fresh,
         is_there=lambda unit: is_whole(series_folder / unit.name, unit.files),
     )
@@ -131,7 +144,7 @@ def row_of(entry: Series) -> ReportRow:
     )
 
 
-def _planned(entry: Series, is_wanted: bool, key: str) -> Planned:
+def _planned(entry: Series, is_wanted: bool, results: str) -> Planned:
     """What a run wants of an entry: its key names the model, the settings, and what the index says
     of the series; its stamp names the files."""
     plain = series_dict(entry)
@@ -143,21 +156,11 @@ def _planned(entry: Series, is_wanted: bool, key: str) -> Planned:
         reason=entry.reason,
         warnings=entry.warnings,
         entry=plain | {"members": members},
-        key=digest([key, plain]),
+        results=results,
+        key=digest([results, plain]),
         stamp=digest(members),
         is_wanted=is_wanted,
     )
-
-
-def _refuse_another_run(journal: Journal, settings: RunSettings, facts: dict[str, Any]) -> None:
-    """Raises UsageError where a process is at work in the folder that makes other results."""
-    asked = digest([settings.results_key(facts), settings.strict, settings.asked_for])
-    if journal.owners() and journal.fact("asked") not in (None, asked):
-        raise UsageError(
-            f"--output {settings.output}: another process is at work there with another model, "
-            "other settings or other scans; wait for it, or name another folder"
-        )
-    journal.set_fact("asked", asked)
 
 
 def _suited(entry: Series, spec: Spec) -> Series:

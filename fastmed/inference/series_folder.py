@@ -50,7 +50,7 @@ class SeriesFolder:
     @property
     def old(self) -> Path:
         """Where an earlier result is while the new one takes its place."""
-        return self.path.with_name(f".{self.name}.old")
+        return self.path.with_name(f".{self.name}.{self.token}.old")
 
     def write(
         self,
@@ -103,7 +103,12 @@ class SeriesFolder:
 
 
 def is_whole(folder: Path, files: dict[str, list], *, by_content: bool = False) -> bool:
-    """Whether a folder holds exactly these files, of their sizes; or also of their content."""
+    """Whether a folder holds exactly these files, of their sizes; or also of their content.
+
+    A result without files is whole whatever lies there: it is of tables alone.
+    """
+    if not files:
+        return True
     try:
         there = {file: (folder / file).stat().st_size for file in _names(folder)}
         if there != {file: size for file, (_, size) in files.items()}:
@@ -112,7 +117,7 @@ def is_whole(folder: Path, files: dict[str, list], *, by_content: bool = False) 
             _sha256(folder / file) == sha256 for file, (sha256, _) in files.items()
         )
     except OSError:
-        return not files
+        return False
 
 
 def differences(folder: Path, sha256: dict[str, str]) -> list[str]:
@@ -142,7 +147,10 @@ def clean_up(output: Path, is_alive) -> None:
         if not is_alive(left.name.removesuffix(".partial").rpartition(".")[2]):
             shutil.rmtree(left, ignore_errors=True)
     for old in series.glob(".*.old"):
-        folder = old.with_name(old.name[1 : -len(".old")])
+        name, _, token = old.name[1 : -len(".old")].rpartition(".")
+        if is_alive(token):
+            continue
+        folder = old.with_name(name)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastmed.errors import SeriesError
 from fastmed.inference.engines import Engine
 
 
@@ -35,8 +36,9 @@ class _Order:
 class SharedBatches:
     """An engine for several threads at once; one thread of its own calls the engine it wraps.
 
-    batch: tiles that the engine is given each time. Tiles of another shape than those that wait go
-    by themselves. Use it as a context manager; each scan runs inside `scan()`.
+    batch: tiles that the engine is given each time; `halve` has it be fewer. Tiles of another shape
+    than those that wait go by themselves. Use it as a context manager; each scan runs inside
+    `scan()`.
     """
 
     def __init__(self, engine: Engine, batch: int) -> None:
@@ -45,7 +47,8 @@ class SharedBatches:
         self._engine, self.batch = engine, batch
         self._orders: deque[_Order] = deque()
         self._changed = threading.Condition()
-        self._scans = self._waiting = 0
+        self._scans = 0
+        self._waiting: set[_Order] = set()
         self._is_closed = False
         self._thread = threading.Thread(target=self._serve, name="network", daemon=True)
         self._thread.start()
@@ -71,41 +74,72 @@ class SharedBatches:
                 self._scans -= 1
                 self._changed.notify_all()
 
+    def halve(self, batch: int) -> int:
+        """Halves the batch, unless it is smaller than `batch` already; returns what it then is.
+
+        batch: what the scan that asks began with. Of two scans that shared a batch which was too
+        large, the second finds it halved.
+        """
+        with self._changed:
+            if self.batch >= batch:
+                self.batch = max(batch // 2, 1)
+                self._changed.notify_all()
+            return self.batch
+
     def __call__(self, tiles: Tensor) -> Tensor:
         order = _Order(tiles)
         with self._changed:
             self._orders.append(order)
-            self._waiting += 1
+            self._waiting.add(order)
             self._changed.notify_all()
         order.is_done.wait()
         if order.error is not None:
-            raise order.error
+            # Else the error and its traceback hold each other, and the tiles, on the GPU.
+            error, order.error = order.error, None
+            try:
+                raise error
+            finally:
+                del error
         return order.said[0] if len(order.said) == 1 else torch.cat(order.said)
 
     def network_input(self, tiles: Tensor) -> Tensor:
         return self._engine.network_input(tiles)
 
     def _serve(self) -> None:
-        while True:
-            with self._changed:
-                while not self._is_ready():
-                    if self._is_closed:
-                        return
-                    self._changed.wait()
-                parts = self._next_parts()
+        is_open = True
+        while is_open:
             try:
-                self._run(parts)
-            except BaseException as error:
-                for order, _ in parts:
-                    order.error = error
-            with self._changed:
-                for order, _ in parts:
-                    if order.error is not None or order.done == len(order.tiles):
+                is_open = self._serve_one()
+            except BaseException as error:  # nobody else would tell those who wait
+                with self._changed:
+                    for order in tuple(self._waiting):
+                        order.error = error
                         self._end(order)
+                    self._orders.clear()
+
+    def _serve_one(self) -> bool:
+        """Waits for one batch and serves it; False when there is none to come."""
+        with self._changed:
+            while not self._is_ready():
+                if self._is_closed:
+                    return False
+                self._changed.wait()
+            batch = self.batch  # others may halve it while the engine is at work
+            parts = self._next_parts(batch)
+        try:
+            self._run(parts, batch)
+        except BaseException as error:
+            for order, _ in parts:
+                order.error = error
+        with self._changed:
+            for order, _ in parts:
+                if order.error is not None or order.done == len(order.tiles):
+                    self._end(order)
+        return True
 
     def _end(self, order: _Order) -> None:
-        if not order.is_done.is_set():
-            self._waiting -= 1
+        if order in self._waiting:
+            self._waiting.remove(order)
             if order in self._orders:
                 self._orders.remove(order)
             order.is_done.set()
@@ -113,14 +147,14 @@ class SharedBatches:
     def _is_ready(self) -> bool:
         """Whether a batch is full, or nobody at work could still add to it."""
         queued = sum(len(order.tiles) - order.taken for order in self._alike())
-        return queued >= self.batch or (queued > 0 and self._waiting >= self._scans)
+        return queued >= self.batch or (queued > 0 and len(self._waiting) >= self._scans)
 
     def _alike(self) -> list[_Order]:
         """The orders whose tiles are of the shape of those that came first."""
         return [o for o in self._orders if o.tiles.shape[1:] == self._orders[0].tiles.shape[1:]]
 
-    def _next_parts(self) -> list[tuple[_Order, Tensor]]:
-        parts, room = [], self.batch
+    def _next_parts(self, batch: int) -> list[tuple[_Order, Tensor]]:
+        parts, room = [], batch
         for order in self._alike():
             part = order.tiles[order.taken : order.taken + room]
             order.taken += len(part)
@@ -132,15 +166,20 @@ class SharedBatches:
                 break
         return parts
 
-    def _run(self, parts: list[tuple[_Order, Tensor]]) -> None:
-        first = parts[0][1]
-        tiles = first
-        if len(parts) > 1 or len(first) < self.batch:
-            tiles = first.new_zeros(self.batch, *first.shape[1:])
-            torch.cat([part for _, part in parts], out=tiles[: sum(len(p) for _, p in parts)])
-        said, at = self._engine(tiles), 0
-        for order, part in parts:
+    def _run(self, parts: list[tuple[_Order, Tensor]], batch: int) -> None:
+        tiles = [part for _, part in parts]
+        sizes = [len(part) for part in tiles]
+        missing = batch - sum(sizes)
+        if missing:
+            tiles.append(tiles[0].new_zeros(missing, *tiles[0].shape[1:]))
+        said = self._engine(tiles[0] if len(tiles) == 1 else torch.cat(tiles))
+        if len(said) != batch:
+            raise SeriesError(
+                f"the network answered for {len(said)} tiles of {batch} (engine {self.name}); "
+                "its answer has to be of as many as it is given: check that it takes batches, "
+                "or try --engine torch"
+            )
+        for (order, part), answer in zip(parts, said[: sum(sizes)].split(sizes), strict=True):
             # What an engine returns is valid until its next call.
-            order.said.append(said[at : at + len(part)].clone())
+            order.said.append(answer.clone())
             order.done += len(part)
-            at += len(part)

@@ -31,7 +31,9 @@ from fastmed.inference.worker import KINDS_OF_ERROR
 COMMAND = [sys.executable, "-P", "-m", "fastmed.inference.worker"]
 _STOP_SECONDS = 10.0  # for what is being written when a run is stopped
 _POLL_SECONDS = 0.25
-_CRASHES_IN_A_ROW = 5  # with no scan done or set aside between them
+_CRASHES_IN_A_ROW = 5  # that no scan was in hand for
+_ASLEEP_SECONDS = 30.0  # longer than any look at the clock lasts
+_DECISIVE = ("model", "engine", "device", "precision", "seen_by")
 _AT_WORK = ("read", "network", "finish")
 
 
@@ -42,7 +44,7 @@ class _Worker:
     process: subprocess.Popen
     owner: str = ""
     stages: dict[str, tuple[str, float]] = field(default_factory=dict)
-    is_ready: bool = False
+    is_known_to_hang: bool = False
     has_ended_well: bool = False
 
 
@@ -86,7 +88,7 @@ class Workers:
                     "--workers 0 runs it in this one"
                 )
             if event["event"] == "ready":
-                worker.is_ready = True
+                self._before = self._facts = event["facts"]
                 return event["facts"]
             self._common(event)
 
@@ -95,34 +97,36 @@ class Workers:
 
         Raises DiskFull where there is no room left, FastmedError where no worker stays alive.
         """
-        self._workers[0].process.stdin.write('"go"\n')
-        self._workers[0].process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # how it ended will be heard
+            self._workers[0].process.stdin.write('"go"\n')
+            self._workers[0].process.stdin.flush()
         self._workers += [self._start(go=True) for _ in range(self._count - 1)]
-        crashes, full = 0, ""
+        crashes, full, self._looked = 0, "", time.monotonic()
         while any(not worker.has_ended_well for worker in self._workers):
+            if time.monotonic() - self._looked > _POLL_SECONDS:
+                self._end_what_hangs(journal, on_event)
             try:
                 worker, event = self._events.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                self._end_what_hangs(journal, on_event)
                 on_event({"event": "tick"})
                 continue
             if event is not None:
                 self._follow(worker, event)
                 full = event["reason"] if event["event"] in ("disk full", "full") else full
-                crashes = 0 if event["event"] in ("done", "unchanged") else crashes
+                crashes = 0 if event["event"] in ("done", "unchanged", "failed") else crashes
                 on_event(event)
                 continue
             worker.process.wait()
             if worker.process.returncode == 0:
                 worker.has_ended_well = True
                 continue
-            self._blame(worker, journal, on_event)
+            is_known = self._blame(worker, journal, on_event)
             self._workers.remove(worker)
-            crashes += 1
-            if crashes >= _CRASHES_IN_A_ROW + self._settings.attempts:
+            crashes = 0 if is_known else crashes + 1
+            if crashes >= _CRASHES_IN_A_ROW:
                 raise FastmedError(
                     f"the process that runs the model {_how_it_ended(worker.process)}, "
-                    f"{crashes} times in a row with no scan done; the run goes on when it is "
+                    f"{crashes} times in a row with no scan in hand; the run goes on when it is "
                     "started again"
                 )
             self._workers.append(self._start(go=True))
@@ -177,6 +181,11 @@ class Workers:
         """Notes where a worker's scans are."""
         self._common(event)
         what, name, now = event["event"], event.get("name"), time.monotonic()
+        if what == "ready" and any(event["facts"][k] != self._facts[k] for k in _DECISIVE):
+            raise FastmedError(
+                f"bundle {self._settings.bundle}: it, or the engine that runs it, has changed "
+                "since the run began; start the run again"
+            )
         if what == "working":
             worker.owner = event["owner"]
         elif what == "stage":
@@ -190,30 +199,41 @@ class Workers:
 
     def _end_what_hangs(self, journal: Journal, on_event) -> None:
         now = time.monotonic()
+        if now - self._looked > _ASLEEP_SECONDS:  # the machine slept, or this process was stopped
+            for worker in self._workers:
+                worker.stages = {name: (stage, now) for name, (stage, _) in worker.stages.items()}
+        self._looked = now
         for worker in self._workers:
             for name, (stage, heard) in list(worker.stages.items()):
                 if stage in _AT_WORK and now - heard > self._hang_seconds:
                     worker.process.send_signal(signal.SIGKILL)
-                    worker.stages = {}
+                    worker.process.wait()
+                    worker.stages, worker.is_known_to_hang = {}, True
                     reason = f"nothing moved for {self._hang_seconds:g} s ({_DOING[stage]})"
-                    self._attempt_failed(journal, name, reason, on_event)
+                    self._attempt_failed(journal, name, worker.owner, reason, on_event)
                     break
 
-    def _blame(self, worker: _Worker, journal: Journal, on_event) -> None:
-        """Counts a crash against the scan that was in hand, or has several run alone."""
-        units = [journal.unit(n) for n, (stage, _) in worker.stages.items() if stage in _AT_WORK]
-        in_hand = [u.name for u in units if u.owner == worker.owner and u.state == "running"]
-        how = _how_it_ended(worker.process)
-        if len(in_hand) == 1:
-            doing = _DOING[worker.stages[in_hand[0]][0]]
-            self._attempt_failed(journal, in_hand[0], f"its process {how} ({doing})", on_event)
-        elif in_hand:
-            journal.suspect(in_hand)
-        recover(journal)
+    def _blame(self, worker: _Worker, journal: Journal, on_event) -> bool:
+        """Counts a crash against the scan that was in hand, or has several run alone.
 
-    def _attempt_failed(self, journal: Journal, name: str, reason: str, on_event) -> None:
-        again = journal.failed(name, reason, attempts=self._settings.attempts, alone=True)
-        on_event({"event": "failed", "name": name, "reason": reason, "again": again})
+        Returns whether it could be counted against any.
+        """
+        stages = {name: stage for name, (stage, _) in worker.stages.items() if stage in _AT_WORK}
+        units = [journal.unit(name) for name in stages]
+        in_hand = [u.name for u in units if u.owner == worker.owner and u.state == "running"]
+        if len(in_hand) == 1:
+            reason = f"its process {_how_it_ended(worker.process)} ({_DOING[stages[in_hand[0]]]})"
+            self._attempt_failed(journal, in_hand[0], worker.owner, reason, on_event)
+        for name in in_hand if len(in_hand) > 1 else ():
+            journal.wait_again(name, worker.owner, alone=True)
+        recover(journal)
+        return bool(in_hand) or worker.is_known_to_hang
+
+    def _attempt_failed(self, journal: Journal, name: str, owner: str, reason: str, on_event):
+        attempts = self._settings.attempts
+        again = journal.failed(name, owner, reason, attempts=attempts, alone=True)
+        if again is not None:
+            on_event({"event": "failed", "name": name, "reason": reason, "again": again})
 
 
 class InThisProcess:

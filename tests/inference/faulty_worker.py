@@ -9,19 +9,22 @@ import time
 from fastmed.inference import pipeline, series_folder, worker
 from fastmed.inference.case import Model
 
-FAULT, STAGE, SOURCE = sys.argv[1:4]
+FAULT, STAGE, SOURCES = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
 
 
 def bring_down():
     if FAULT == "hang":
         time.sleep(600)
-    os.kill(os.getpid(), getattr(signal, FAULT))
+    if FAULT.startswith("change:"):
+        with open(FAULT.removeprefix("change:") + "/bundle.toml", "a") as file:
+            file.write("\n# changed")
+    os.kill(os.getpid(), getattr(signal, FAULT, signal.SIGSEGV))
     time.sleep(60)
 
 
 def faulty(real, source_of):
     def call(*arguments, **options):
-        if source_of(*arguments) == SOURCE:
+        if source_of(*arguments) in SOURCES:
             bring_down()
         return real(*arguments, **options)
 

@@ -150,14 +150,14 @@ def test_a_rerun_replaces_what_is_there(archive, run):
 def test_a_run_clears_what_a_killed_one_left(archive, run, tmp_path):
     series = tmp_path / "out" / "series"
     name = next(entry.name for entry in index(archive / "b"))
-    for folder in (".1.2.3.partial", ".4.5.6.old", "4.5.6", ".7.8.9.old"):
+    for folder in (".1.2.3.0a.partial", ".4.5.6.0b.old", "4.5.6", ".7.8.9.0c.old"):
         (series / folder).mkdir(parents=True)
         (series / folder / "labels.nii.gz").write_text(folder)
     (tmp_path / "out" / ".report.html.0123456789ab.tmp").write_text("half")
     run(archive / "b")
     assert sorted(p.name for p in series.iterdir()) == sorted([name, "4.5.6", "7.8.9"])
     assert (series / "4.5.6" / "labels.nii.gz").read_text() == "4.5.6"
-    assert (series / "7.8.9" / "labels.nii.gz").read_text() == ".7.8.9.old"
+    assert (series / "7.8.9" / "labels.nii.gz").read_text() == ".7.8.9.0c.old"
     assert not list((tmp_path / "out").glob(".*"))
 
 

@@ -83,6 +83,6 @@ def test_the_choice_is_there_before_the_first_scan(run, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "read_series", look)
     last = run(engine="torch")
     first = seen[0]
-    assert (first["engine"], first["finished"], first["series"]) == ("torch", None, [])
+    assert (first["engine"], first["finished"]) == ("torch", None)
     assert last["finished"]
     assert [row["verdict"] for row in last["series"]] == ["failed"]

@@ -189,6 +189,7 @@ def test_what_the_dead_had_in_hand_is_taken_over(run, tmp_path):
     done = run()
     with Journal(done.output) as journal:
         names = [unit.name for unit in journal.listed()]
+        journal._do("UPDATE units SET claimed_key = key, claimed_stamp = stamp")
         journal._set(names[0], state="running", owner="0123456789ab")
         journal._set(names[1], state="written", owner="0123456789ab")
         journal._set(names[2], state="written", owner="0123456789ab")
@@ -203,11 +204,10 @@ def test_what_the_dead_had_in_hand_is_taken_over(run, tmp_path):
 
 def test_what_the_living_have_in_hand_is_left_to_them(run):
     done = run()
-    with Journal(done.output) as journal, Owner(done.output) as other:
-        (first, *_) = [unit.name for unit in journal.listed()]
-        journal._set(first, state="running", owner=other.token)
-        with pytest.raises(UsageError, match="another process is at work there"):
-            run(engine="ort")
+    words = pytest.raises(UsageError, match="another process is at work there")
+    with Owner(done.output, "asked for something else"), words:
+        run(engine="ort")
+    assert verdicts(run()) == ALL
 
 
 def test_a_journal_that_is_damaged_is_a_clear_error(run):
@@ -217,6 +217,60 @@ def test_a_journal_that_is_damaged_is_a_clear_error(run):
         run()
     (done.output / "journal.sqlite").unlink()
     assert verdicts(run()) == ALL
+
+
+def test_a_scan_that_changes_while_another_was_asked_for_is_noticed_later(run, scans):
+    done = run()
+    (name,) = [row.name for row in done.rows if row.source == "s0"]
+    path = scans / "s1" / "0003.dcm"
+    path.write_bytes(path.read_bytes()[:-2] + b"ab")
+    run(series=[name])
+    assert run.read == []
+    run()
+    assert run.read == ["s1"]
+
+
+def test_a_scan_that_changes_while_it_is_in_hand_is_done_again(run, scans, tmp_path):
+    done = run()
+    with Journal(done.output) as journal:
+        (unit, *_) = journal.listed()
+        journal._set(unit.name, state="waiting")
+        owner = "0123456789ab"
+        claimed = journal.claim(owner, run_results(journal), alone=False)
+        journal._set(unit.name, stamp="another")  # as a plan meanwhile does
+        assert journal.done(claimed.name, owner)
+        assert journal.unit(unit.name).state == "waiting"
+        assert not journal.done(claimed.name, owner)  # it is nobody's any more
+
+
+def run_results(journal):
+    return journal._one("SELECT results FROM units")[0]
+
+
+def test_tables_alone_after_a_whole_run_do_nothing_again(run):
+    done = run()
+    before = written(done.output)
+    run(write=["csv"])
+    assert run.read == ["s0", "s1", "s2"]
+    run(write=["csv"])
+    assert run.read == []
+    assert written(done.output) == before
+
+
+def test_an_owner_whose_file_was_removed_before_its_lock_takes_another(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from fastmed.inference import owners
+
+    def probe(_):
+        for token in owners.tokens_of(tmp_path):
+            owners.is_alive(tmp_path, token)
+
+    with ThreadPoolExecutor(2) as pool:
+        probing = [pool.submit(lambda: [probe(None) for _ in range(2000)]) for _ in range(2)]
+        while not all(future.done() for future in probing):
+            with Owner(tmp_path, "note") as owner:
+                assert owners.living(tmp_path) == {owner.token: "note"}
 
 
 def test_an_owner_lives_as_long_as_its_process(tmp_path):

@@ -74,6 +74,23 @@ def test_a_scan_that_brings_its_process_down_costs_only_itself(
     assert results(again.output) == whole
 
 
+def test_many_scans_that_bring_their_process_down_do_not_end_the_run(run, archive, monkeypatch):
+    command = [sys.executable, str(FAULTY), "SIGSEGV", "read", "s0,s1,s2,s3"]
+    monkeypatch.setattr(workers_module, "COMMAND", command)
+    done = run(workers=1, attempts=2)
+    assert [row.verdict for row in done.rows] == ["failed"] * 4 + ["done"]
+
+
+def test_a_bundle_that_changes_amid_a_run_ends_it(run, tiny_bundle, monkeypatch, tmp_path):
+    import shutil
+
+    model = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    command = [sys.executable, str(FAULTY), "change:" + str(model), "read", "s2"]
+    monkeypatch.setattr(workers_module, "COMMAND", command)
+    with pytest.raises(fastmed.errors.FastmedError, match="has changed since the run began"):
+        run(model=model, workers=1)
+
+
 def test_two_workers_write_the_same_bytes_as_none(run):
     assert results(run("two", workers=2).output) == results(run("none").output)
 

@@ -1,13 +1,17 @@
 """Tiles of several scans share batches; what is said of a tile does not depend on the others."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastmed
+from fastmed.errors import SeriesError
 from fastmed.inference.shared_batches import SharedBatches
 
 
@@ -105,6 +109,86 @@ def test_many_threads_and_sizes_all_get_their_own_answers():
 
         assert all(pool.map(scan, range(12), timeout=60))
     assert set(engine.sizes) == {4}
+
+
+class Sized(Counting):
+    """As many answers as tiles, whatever their number."""
+
+    def __call__(self, tiles):
+        self.out = torch.zeros(len(tiles), 1)
+        return super().__call__(tiles)
+
+
+def test_two_scans_that_fail_together_halve_the_batch_once():
+    with SharedBatches(Counting(), 4) as shared:
+        assert [shared.halve(4), shared.halve(4)] == [2, 2]
+        assert [shared.halve(2), shared.halve(4), shared.halve(2)] == [1, 1, 1]
+        assert [shared.halve(1), shared.batch] == [1, 1]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_batch_is_of_one_size_though_it_is_halved_while_it_is_made(count):
+    engine = Sized()
+    with SharedBatches(engine, 4) as shared, shared.scan():
+        chosen = shared._next_parts
+
+        def then_halved(*batch):
+            parts = chosen(*batch)
+            shared.halve(4)
+            return parts
+
+        shared._next_parts = then_halved
+        assert shared(tiles(5, count))[:, 0].tolist() == list(range(5, 5 + count))
+        assert engine.sizes == [4]
+        assert shared(tiles(7, 3))[:, 0].tolist() == [7, 8, 9]
+    assert engine.sizes == [4, 2, 2]
+
+
+@pytest.mark.parametrize("answers", [3, 5])
+def test_an_engine_that_answers_for_another_number_of_tiles_is_refused(answers):
+    with SharedBatches(Counting(), 4) as shared, shared.scan():
+        shared._engine = lambda tiles: torch.zeros(answers, 1)
+        with pytest.raises(SeriesError, match=f"answered for {answers} tiles of 4"):
+            shared(tiles(0, 2))
+
+
+def test_an_error_outside_the_engine_reaches_all_who_wait_and_the_next_are_served():
+    with SharedBatches(Counting(), 4) as shared, ThreadPoolExecutor(2) as pool:
+        chosen = shared._next_parts
+
+        def fail(batch):
+            shared._next_parts = chosen
+            raise MemoryError("no room for the list")
+
+        with shared.scan(), shared.scan():
+            shared._next_parts = fail
+            asked = [pool.submit(shared, tiles(first, 1)) for first in (0, 1)]
+            for future in asked:
+                with pytest.raises(MemoryError, match="no room for the list"):
+                    future.result(10)
+        with shared.scan():
+            assert pool.submit(shared, tiles(6, 1)).result(10)[:, 0].tolist() == [6]
+
+
+def test_a_failed_batch_holds_no_tiles_once_its_error_is_gone():
+    gone = []
+
+    def fail(given):
+        weakref.finalize(given, gone.append, True)
+        raise RuntimeError("CUDA out of memory")
+
+    gc.disable()
+    try:
+        with SharedBatches(Counting(), 4) as shared, shared.scan():
+            shared._engine = fail
+            with suppress(RuntimeError):
+                shared(tiles(0, 2))
+            for _ in range(100):
+                if not gone:
+                    threading.Event().wait(0.02)
+            assert gone
+    finally:
+        gc.enable()
 
 
 def test_a_run_in_batches_writes_what_one_without_them_writes(tiny_bundle, tmp_path, monkeypatch):
