@@ -101,7 +101,7 @@ def write_manifest(facts: Mapping[str, Any], units: Iterable[Unit], path: Path) 
             separator = ","
         yield (separator + "]" if separator[-1] == "[" else "\n  ]").encode() + b"\n}\n"
 
-    write_atomically(path, pieces())
+    write_atomically(path, pieces(), durable=True)
 
 
 def _seen_by(spec: Spec) -> dict[str, Any]:

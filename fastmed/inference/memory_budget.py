@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastmed.readers.series import Series
@@ -11,11 +12,29 @@ from fastmed.spec import Spec
 
 _SHARE = 0.5  # of the memory that is free when a run starts
 _STORED_BYTES, _FLOAT_BYTES, _LABEL_BYTES = 4, 4, 2
-_CGROUPS = (  # limit, use: version 2, then 1
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+_GROUPS = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class _Hierarchy:
+    """Where control groups of one version are, and what their files are called."""
+
+    root: Path
+    limit: str
+    use: str
+    cache: str  # of memory.stat: pages of files, which the kernel takes back when memory is short
+
+
+_SYSTEM = Path("/sys/fs/cgroup")
+_UNIFIED = ("memory.max", "memory.current", "inactive_file")
+_HIERARCHIES = (  # version 2, version 2 beside version 1, version 1
+    _Hierarchy(_SYSTEM, *_UNIFIED),
+    _Hierarchy(_SYSTEM / "unified", *_UNIFIED),
+    _Hierarchy(
+        _SYSTEM / "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
     ),
 )
 
@@ -46,11 +65,8 @@ class MemoryBudget:
 def default_budget() -> int:
     """Half of the memory that this process may still take, in bytes."""
     free = [_available()]
-    for limit, used in _CGROUPS:
-        try:
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # "max", or no such group
-            continue
+    for hierarchy in _HIERARCHIES:
+        free += [_free(group, hierarchy) for group in _groups(hierarchy)]
     return max(int(_SHARE * min(free)), 1)
 
 
@@ -63,6 +79,43 @@ def cost_of(entry: Series, spec: Spec) -> int:
         grid = voxels * math.prod(entry.spacing_mm_zyx) / math.prod(spec.spacing_mm_zyx)
     classes = spec.num_classes if spec.task == "segmentation" else 1
     return int(voxels * (_STORED_BYTES + _LABEL_BYTES) + grid * _FLOAT_BYTES * (1 + classes))
+
+
+def _groups(hierarchy: _Hierarchy) -> list[Path]:
+    """The control groups that this process is in: its own, those around it, and the root."""
+    inner = set()
+    try:
+        for line in _GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                inner.add(path.strip("/"))
+    except (OSError, ValueError):
+        pass
+    groups = {hierarchy.root}
+    for path in inner:
+        parts = Path(path).parts
+        groups |= {hierarchy.root.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)}
+    return sorted(groups)
+
+
+def _free(group: Path, hierarchy: _Hierarchy) -> float:
+    """How much more a control group may take; infinity where it has no limit, or is none."""
+    try:
+        limit = int((group / hierarchy.limit).read_text())
+        used = int((group / hierarchy.use).read_text())
+    except (OSError, ValueError):  # "max", or no such group
+        return math.inf
+    return limit - used + _cached(group / "memory.stat", hierarchy.cache)
+
+
+def _cached(stat: Path, name: str) -> int:
+    try:
+        for line in stat.read_text().splitlines():
+            if line.startswith(f"{name} "):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
 
 
 def _available() -> int:

@@ -10,6 +10,7 @@ from fastmed.inference.journal import Unit
 from fastmed.writers.report import ReportRow
 
 STOPPED = "the run was stopped before this scan was done; run it again"
+NOT_ASKED_FOR = "not asked for in this run"
 
 
 def outcome(unit: Unit) -> tuple[str, str]:
@@ -21,12 +22,12 @@ def outcome(unit: Unit) -> tuple[str, str]:
         return "failed", unit.failure + tried
     if unit.verdict != "ok":
         return unit.verdict, unit.reason
-    return "failed", STOPPED
+    return ("failed", STOPPED) if unit.is_wanted else ("skipped", NOT_ASKED_FOR)
 
 
 def counts(units: Iterable[Unit]) -> Counter[str]:
-    """How many units came to each verdict."""
-    return Counter(outcome(unit)[0] for unit in units)
+    """How many of the units that the last run was asked for came to each verdict."""
+    return Counter(outcome(unit)[0] for unit in units if unit.is_wanted)
 
 
 def report_row(unit: Unit, output: Path) -> ReportRow:

@@ -41,7 +41,10 @@ class Run:
 
     @property
     def exit_status(self) -> int:
-        """0 where all went well (what is no CT is skipped), 1 where a series did not."""
+        """0 where all went well (what is no CT is skipped), 1 where a series did not.
+
+        Series that the last run was not asked for do not count.
+        """
         if self.output is None:
             return int(any(row.verdict in ("failed", "refused") for row in self._dry_rows))
         with Journal(self.output) as journal:

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from fastmed.errors import UsageError
+
 # What an event may say, so that nothing else of a scan gets into a log. docs/formats.md names them.
 EVENTS = {
     "run started": ("output", "model", "engine", "device", "scans", "to_do"),
@@ -39,7 +41,7 @@ class RunLog:
         which makes every call do nothing.
 
     A log that cannot be written never stops the run: that is said once on stderr, and the events
-    are dropped from then on. Only opening a file raises OSError, for a wrong path is found at once.
+    are dropped from then on. Only a file that cannot be opened raises UsageError, at once.
     """
 
     def __init__(self, target: str | os.PathLike | TextIO | None):
@@ -47,8 +49,7 @@ class RunLog:
         self._owns = isinstance(target, str | os.PathLike)
         self._stream: TextIO | None = None
         if self._owns:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            self._stream = open(target, "ab", buffering=0)  # noqa: SIM115  whole lines, or none
+            self._stream = _opened(Path(target))
         elif target is not None:
             self._stream = target
 
@@ -98,6 +99,17 @@ class RunLog:
             reason = getattr(error, "strerror", None) or str(error)
             with contextlib.suppress(OSError, ValueError):
                 print(f"fastmed: the log ends here: {reason}; the run goes on", file=sys.stderr)
+
+
+def _opened(path: Path) -> io.FileIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "ab", buffering=0)  # whole lines, or none
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UsageError(
+            f"--log {path}: cannot be opened, {reason}; name a file that can be written"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +77,22 @@ def entries_of(
         known = {name for entry in index() for name in (entry.name, _series_of(entry))}
         if missing := select.names - known:
             raise UsageError(f"--series {', '.join(sorted(missing))}: not among the series found")
-    entries, passed = index(), []
+    entries, skipped = index(), Counter()
     for entry in entries:
-        passed.append(entry)
         if entry.verdict != "skipped" or select.share is not None:
             break
+        skipped[entry.kind] += 1
     else:
-        _complain_of_no_scans(passed, inputs, spec)
-    return _with_choice(passed, entries, select)
+        _complain_of_no_scans(skipped, inputs, spec)
+    if skipped:  # not kept: from the store they come again
+        entries.close()
+        return _with_choice(index(), select)
+    return _with_choice(chain([entry], entries), select)
 
 
-def _with_choice(
-    first: list[Series], others: Iterator[Series], select: Selection
-) -> Iterator[tuple[Series, bool]]:
-    for some in (first, others):
-        for entry in some:
-            yield entry, select.takes(entry)
+def _with_choice(entries: Iterable[Series], select: Selection) -> Iterator[tuple[Series, bool]]:
+    for entry in entries:
+        yield entry, select.takes(entry)
 
 
 def asked_for(settings: RunSettings, facts: dict[str, Any]) -> str:
@@ -169,15 +171,16 @@ def _suited(entry: Series, spec: Spec) -> Series:
     return entry
 
 
-def _complain_of_no_scans(entries: list[Series], inputs: list[Path], spec: Spec) -> None:
+def _complain_of_no_scans(skipped: Counter[str], inputs: list[Path], spec: Spec) -> None:
+    """skipped: how many entries there are of each kind."""
     where = ", ".join(str(path) for path in inputs)
-    if not entries:
+    if not skipped:
         wanted = "CT scans" if spec.modality == "ct" else "grey images"
         raise FastmedError(f"{where}: no files here; name a folder of {wanted} with --input")
-    found = ", ".join(sorted({entry.kind for entry in entries}))
     wanted = "CT series" if spec.modality == "ct" else "grey image"
     raise FastmedError(
-        f"{where}: no {wanted} among {len(entries)} entries ({found}); fastmed index says more"
+        f"{where}: no {wanted} among {skipped.total()} entries ({', '.join(sorted(skipped))}); "
+        "fastmed index says more"
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import islice
 
+from fastmed.readers.companions import has_companion
 from fastmed.readers.dicom_header import Header
 from fastmed.readers.index_store import Counts, IndexStore
 from fastmed.readers.judge import (
@@ -29,7 +30,6 @@ from fastmed.readers.judge import (
     facts_of,
     first_of,
     group_of,
-    has_companion,
     is_cut_archive,
     is_opened,
     not_images,

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from fastmed.errors import SeriesError, UsageError
+from fastmed.readers.companions import ARRAYS, IMAGES, companions, is_read_from_elsewhere
 from fastmed.readers.packed import batches, is_packed, unpacked
 from fastmed.readers.packed_cut import doubt_what_was_cut
 from fastmed.readers.series import Series, name_from_path, with_unique_names
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 DICOM, FILE, DAMAGED, OTHER, PACKED = "dicom", "file", "damaged", "other", "packed"
 
 _NIFTI = (".nii", ".nii.gz")
-_IMAGES = (".mha", ".mhd", ".nrrd", ".nhdr")
 _PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
-_ARRAYS = (".npy",)
 _DICOM = (".dcm", ".dicom", ".ima")
 NAMED = 4  # files that a reason lists by name
 _BATCH = 256  # files whose headers are read in one go
@@ -41,7 +40,7 @@ class Fact:
         reason, and a condition of `series.CONDITIONS`), OTHER, or PACKED, an archive whose members
         have facts of their own.
     passing: whether the next look may find something else though the file is the same, as after
-        an error of the disk.
+        an error of the disk, or where it names another file for its voxels.
     """
 
     found: Found
@@ -147,7 +146,8 @@ def _facts(batch: list[tuple[Found, Found | None]], modality: str) -> Iterator[F
             reason = "an empty file (0 bytes); copy it again"
             yield Fact(found, DAMAGED, reason=reason, condition="truncated")
         else:
-            yield Fact(found, sort)
+            elsewhere = there is not None and is_read_from_elsewhere(there, modality)
+            yield Fact(found, sort, passing=elsewhere)
     if perhaps_dicom:
         from fastmed.readers.dicom_header import read_headers
 
@@ -237,12 +237,21 @@ def entry_of(fact: Fact, strict: bool, modality: str) -> Series | None:
     try:
         with unpacked([fact.found]) as (there,):
             entry = judged(there, strict, modality)
+            beside = companions(there, modality)
     except (OSError, SeriesError) as error:
         return _damaged(fact.found, getattr(error, "strerror", None) or str(error), "damaged")
     if entry is None:
         return None
     stored = None if fact.found.member else entry.stored
-    return replace(entry, members=(fact.found,), stored=stored)
+    beside = [_as_member(other, fact.found) for other in beside] if fact.found.member else beside
+    return replace(entry, members=(fact.found, *beside), stored=stored)
+
+
+def _as_member(beside: Found, packed: Found) -> Found:
+    """A file that lies unpacked beside a packed one, as the member of the archive that it is."""
+    folder = packed.member[: packed.member.rfind("/") + 1]
+    name = folder + os.path.basename(beside.path)
+    return replace(packed, relative=beside.relative, file_bytes=beside.file_bytes, member=name)
 
 
 def not_images(first: list[Found], count: int, modality: str) -> Series:
@@ -315,8 +324,8 @@ def _array(found: Found, strict: bool, modality: str) -> Series | None:
 
 # Who judges a file by the end of its name; in an index of CT, the rest may be DICOM.
 _ENTRIES = {
-    "ct": {_NIFTI: _nifti, _IMAGES: _image, _ARRAYS: _array},
-    "grey": {_PICTURES: _picture, _ARRAYS: _array},
+    "ct": {_NIFTI: _nifti, IMAGES: _image, ARRAYS: _array},
+    "grey": {_PICTURES: _picture, ARRAYS: _array},
 }
 
 
@@ -327,11 +336,6 @@ def _judge(lower: str, modality: str):
         if lower.endswith(suffixes):
             return judge
     return None
-
-
-def has_companion(relative: str) -> bool:
-    """Whether another file beside this one may say what is in it."""
-    return relative.lower().endswith((*_IMAGES, *_ARRAYS))
 
 
 def _is_apple_double(relative: str) -> bool:

@@ -80,8 +80,9 @@ class Series:
     spacing_is_known: False where the file says nothing of it, so that the geometry's is made up.
     format, stored: which reader takes it, and what that reader needs; stored is None in an entry
         that comes from a record, whose files are read again when they are opened.
-    members: the files behind it, in the index's order; the group of files that are no scan is
-        counted, not listed.
+    members: the files behind it, in the index's order, and after an image file those beside it that
+        hold its voxels or say where they lie; the group of files that are no scan is counted, not
+        listed.
     """
 
     name: str

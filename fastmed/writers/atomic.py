@@ -28,10 +28,14 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def write_atomically(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
+def write_atomically(
+    path: str | os.PathLike, pieces: Iterable[bytes], *, durable: bool = False
+) -> None:
     """Writes bytes to a temporary name beside `path`, then renames it; makes missing folders.
 
     pieces: the file's content in order; it may be a generator, which is consumed while writing.
+    durable: be safe on the disk before the rename, so that after a crash of the machine, too, the
+        name holds the old or the new content; off for files that another step makes safe.
 
     Raises FastmedError, naming the path and what to do, where the disk refuses. Whatever is
     raised, `path` is as it was before and no temporary file stays behind.
@@ -44,6 +48,9 @@ def write_atomically(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
             with open(temporary, "xb") as file:
                 for piece in pieces:
                     file.write(piece)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

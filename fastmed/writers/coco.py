@@ -64,4 +64,5 @@ def write_coco(
     write_json(
         {"info": info, "images": images, "annotations": annotations, "categories": categories},
         path,
+        durable=True,
     )

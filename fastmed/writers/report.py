@@ -126,7 +126,7 @@ def write_report(
         script=Markup(script),
         policy=_policy(style, script if is_table else ""),
     )
-    write_atomically(path, (text.encode(errors="backslashreplace") for text in page))
+    write_atomically(path, (text.encode(errors="backslashreplace") for text in page), durable=True)
 
 
 def shown(text: str) -> str:

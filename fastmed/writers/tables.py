@@ -59,13 +59,13 @@ def write_findings_json(findings: Findings, path: str | os.PathLike) -> None:
     write_json(findings_dict(findings), path)
 
 
-def write_json(content: Any, path: str | os.PathLike) -> None:
+def write_json(content: Any, path: str | os.PathLike, *, durable: bool = False) -> None:
     """Writes plain values as indented UTF-8 JSON; NaN and infinities become null.
 
-    Raises FastmedError where the disk refuses.
+    durable: as `write_atomically` takes it. Raises FastmedError where the disk refuses.
     """
     text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, [_utf8(text + "\n")])
+    write_atomically(path, [_utf8(text + "\n")], durable=durable)
 
 
 def write_findings_csv(
@@ -97,7 +97,7 @@ def write_table(
     table.writeheader()
     for row in rows:
         table.writerow({name: _cell(value) for name, value in plain(row).items()})
-    write_atomically(path, [_utf8(buffer.getvalue())])
+    write_atomically(path, [_utf8(buffer.getvalue())], durable=True)
 
 
 def _mask_dict(mask: Mask) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import fastmed
 from fastmed.errors import FastmedError, UsageError
 from fastmed.inference import pipeline
 from fastmed.inference.journal import Journal
+from fastmed.inference.outcome import NOT_ASKED_FOR
 from fastmed.inference.owners import Owner
 
 
@@ -288,3 +289,34 @@ def test_the_time_of_a_result_stands_in_the_journal(run):
     with Journal(done.output) as journal:
         times = journal._column("SELECT finished FROM units")
     assert all(before <= at <= time.time() for at in times)
+
+
+def test_only_what_a_run_was_asked_for_counts_for_its_status(run, scans):
+    first = run()
+    names = {row.source: row.name for row in first.rows}
+    (scans / "s0" / "0004.dcm").unlink()  # refused, when it is asked for
+    make.edit_all(sorted((scans / "s1").iterdir()), StudyDescription="another")
+    assert run(series=[names["s2"]]).exit_status == 0
+    everything = run()
+    assert verdicts(everything) == {"s0": "refused", "s1": "done", "s2": "done"}
+    assert everything.exit_status == 1
+    done = run(series=[names["s2"]])
+    assert (done.exit_status, done.rows[0].verdict) == (0, "refused")
+
+
+def test_what_was_left_waiting_and_is_not_asked_for_is_skipped(run, monkeypatch):
+    names = {row.source: row.name for row in run().rows}
+
+    def stopped(entry, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "read_series", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(fresh=True)
+    done = run(series=[names["s1"]])
+    assert verdicts(done) == {"s0": "skipped", "s1": "done", "s2": "skipped"}
+    assert {row.reason for row in done.rows if row.verdict == "skipped"} == {NOT_ASKED_FOR}
+    assert done.exit_status == 0
+    counted = (done.output / "manifest.json").read_text().count(NOT_ASKED_FOR)
+    assert counted == 2

@@ -8,6 +8,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
+from fastmed.errors import UsageError
 from fastmed.inference.run_log import EVENTS, RunLog
 
 
@@ -95,7 +96,7 @@ def test_a_full_disk_is_said_once_and_stops_nothing(capsys):
 def test_a_full_device_stops_nothing(capsys):
     try:
         log = RunLog("/dev/full")
-    except OSError:
+    except UsageError:
         pytest.skip("no /dev/full here")
     log.event("scan started", series="1")
     log.event("scan started", series="1")
@@ -112,8 +113,11 @@ def test_a_closed_stream_stops_nothing(capsys):
 
 
 def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
-    with pytest.raises(OSError, match="Is a directory"):
-        RunLog(tmp_path)
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "log", f"{tmp_path}/{'x' * 300}"):
+        with pytest.raises(UsageError) as raised:
+            RunLog(path)
+        assert str(raised.value).startswith(f"--log {path}: cannot be opened, ")
 
 
 def test_threads_never_mix_their_lines(tmp_path):

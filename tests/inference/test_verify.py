@@ -1,5 +1,6 @@
 """`infer --verify`: a result, an input or a bundle that changed is named."""
 
+import json
 import shutil
 
 import pytest
@@ -58,8 +59,39 @@ def change_the_bundle(done, folder):
     return "bundle.toml has changed since"
 
 
+def damage_the_bundle(done, folder):
+    (folder / "bundle" / "bundle.toml").write_text("[model")
+    return f"bundle {folder / 'bundle'}: bundle.toml"
+
+
+def make_a_file_unreadable(done, folder):
+    name = f"series/{done.rows[0].name}/findings.json"
+    (done.output / name).unlink()
+    (done.output / name).symlink_to(folder / "absent")
+    return f"{name}: cannot be read"
+
+
+def stop_the_run(done, folder):
+    change_the_manifest(done, finished=None)
+    return "the run has not finished; the same command goes on"
+
+
+def refuse_a_series(done, folder):
+    manifest = json.loads((done.output / "manifest.json").read_text())
+    manifest["series"][0] |= {"verdict": "refused", "reason": "uneven", "files": {}}
+    change_the_manifest(done, series=manifest["series"])
+    name = manifest["series"][0]["name"]
+    return f"series/{name}: an earlier result of other input; its series is now refused: uneven"
+
+
+def change_the_manifest(done, **facts):
+    path = done.output / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
 CHANGES = (
     change_a_label_map, lose_a_file, add_a_file, add_a_folder, change_an_input, change_the_bundle,
+    damage_the_bundle, make_a_file_unreadable, stop_the_run, refuse_a_series,
 )  # fmt: skip
 
 
@@ -80,3 +112,30 @@ def test_an_input_that_is_gone_is_no_problem(done, tmp_path):
 def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(FastmedError, match="holds no manifest"):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("state", ["absent", "damaged"])
+def test_a_journal_that_cannot_be_read_is_a_problem_and_none_is_made(done, state):
+    journal = done.output / "journal.sqlite"
+    journal.unlink()
+    if state == "damaged":
+        journal.write_bytes(b"x" * 5000)
+    found = verify(done.output, quiet=True)
+    assert (found.results, found.inputs, len(found.problems)) == (2, 0, 2)
+    assert all(problem.startswith("journal.sqlite: ") for problem in found.problems)
+    assert journal.exists() == (state == "damaged")
+
+
+def test_nothing_is_written_beside_the_results(done):
+    before = {path: path.stat().st_mtime_ns for path in done.output.rglob("*")}
+    before[done.output] = done.output.stat().st_mtime_ns
+    verify(done.output, quiet=True)
+    after = {path: path.stat().st_mtime_ns for path in (done.output, *done.output.rglob("*"))}
+    assert after == before
+
+
+def test_a_run_that_was_killed_lists_no_result_as_foreign(done):
+    change_the_manifest(done, finished=None, series=[])
+    assert verify(done.output, quiet=True).problems == (
+        "the run has not finished; the same command goes on",
+    )

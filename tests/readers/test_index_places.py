@@ -100,6 +100,21 @@ def test_output_folders_are_left_out(tmp_path):
     assert len(index(tmp_path / "out")) == 2  # named itself, it is searched
 
 
+def test_results_of_a_large_run_are_left_out_however_long_its_manifest_is(tmp_path):
+    make.series(tmp_path / "scan")
+    make.series(tmp_path / "out" / "series", make.volume(seed=1))
+    manifest = {"program": "fastmed", "series": [{"name": "1.2.3", "reason": "x" * (2 << 20)}]}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    assert [entry.source for entry in index(tmp_path)] == ["scan"]
+
+
+def test_a_folder_with_a_manifest_of_another_program_is_searched(tmp_path):
+    make.series(tmp_path / "out" / "series")
+    manifest = {"program": "another", "of": {"program": "fastmed"}}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    assert len(index(tmp_path)) == 2
+
+
 def test_the_index_does_not_depend_on_names_of_files(tmp_path):
     make.series(tmp_path / "a", make.volume(seed=5))
     before = only(index(tmp_path))

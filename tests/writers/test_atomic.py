@@ -3,13 +3,26 @@
 import errno
 import os
 import resource
+from collections import Counter
 
 import pytest
 
 from fastmed.errors import FastmedError
+from fastmed.inference.manifest import write_manifest
 from fastmed.writers.atomic import write_atomically
+from fastmed.writers.coco import write_coco
+from fastmed.writers.luna import write_luna_marks
 from fastmed.writers.nifti import write_labels
-from fastmed.writers.tables import write_findings_json
+from fastmed.writers.report import write_report
+from fastmed.writers.tables import write_findings_csv, write_findings_json
+
+TABLES = {
+    "manifest.json": lambda path: write_manifest({"program": "fastmed"}, (), path),
+    "findings.csv": lambda path: write_findings_csv([], path),
+    "marks.csv": lambda path: write_luna_marks([], path),
+    "coco.json": lambda path: write_coco([], [], path, description=""),
+    "report.html": lambda path: write_report([], {}, path, counts=Counter()),
+}
 
 
 def test_the_file_appears_complete_in_a_folder_that_is_made(tmp_path):
@@ -29,6 +42,21 @@ def test_nothing_shows_under_the_name_before_the_end(tmp_path):
 
     write_atomically(path, pieces())
     assert path.read_bytes() == b"halfhalf"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_of_a_run_is_on_the_disk_before_it_has_its_name(table, tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.fstat(file).st_size), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("named"), replace(*paths)))
+    TABLES[table](tmp_path / "table")
+    assert done == [(tmp_path / "table").stat().st_size, "named"]
+
+
+def test_a_file_that_another_step_makes_safe_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", None)
+    write_atomically(tmp_path / "x.bin", [b"x"])
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, MemoryError])

@@ -1,0 +1,60 @@
+"""The entries of an archive come one by one, whatever comes first."""
+
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastmed.errors import FastmedError
+from fastmed.inference import run_plan
+from fastmed.inference.run_plan import Selection, entries_of
+from fastmed.readers.series import Series
+
+SPEC = SimpleNamespace(modality="ct", spacing_mm_zyx=None)
+ALL = Selection(frozenset(), None)
+
+
+@pytest.fixture
+def archive(monkeypatch):
+    """Returns a function that takes verdicts; the list it gives says how many entries live."""
+
+    def of(verdicts):
+        alive, most = weakref.WeakSet(), [0]
+
+        def iter_index(*_, **__):
+            for number, verdict in enumerate(verdicts):
+                kind = "localizer" if verdict == "skipped" else "ct"
+                entry = Series(f"{number}", f"{number}", kind, verdict, "")
+                alive.add(entry)
+                most[0] = max(most[0], len(alive))
+                yield entry
+
+        monkeypatch.setattr(run_plan, "iter_index", iter_index)
+        return most
+
+    return of
+
+
+def found(select=ALL):
+    settings = SimpleNamespace(strict=True)
+    return entries_of([Path("in")], Path("out"), SPEC, settings, select, store=None)
+
+
+@pytest.mark.parametrize("verdicts", [["ok"], ["skipped", "ok", "skipped"], ["refused", "ok"]])
+@pytest.mark.parametrize("select", [ALL, Selection(frozenset(), (1, 1))])
+def test_every_entry_comes_once_in_order(archive, verdicts, select):
+    archive(verdicts)
+    assert [entry.verdict for entry, _ in found(select)] == verdicts
+
+
+def test_entries_that_are_skipped_before_the_first_scan_are_not_kept(archive):
+    most = archive(["skipped"] * 100 + ["ok"])
+    assert sum(1 for _ in found()) == 101
+    assert most[0] <= 3
+
+
+def test_where_all_is_skipped_the_kinds_and_their_number_are_said(archive):
+    archive(["skipped"] * 7)
+    with pytest.raises(FastmedError, match=r"no CT series among 7 entries \(localizer\)"):
+        found()
