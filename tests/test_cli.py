@@ -431,11 +431,11 @@ def test_a_stopped_run_says_how_many_scans_are_done_and_left(
 
     (tmp_path / "out").mkdir()
     with Journal(tmp_path / "out") as journal:
-        names = [Planned(n, n, "ok", "", (), {}, "key", "stamp") for n in ("a", "b", "c")]
+        names = [Planned(n, n, "ok", "", (), {}, "r", "key", "stamp") for n in ("a", "b", "c")]
         journal.plan(names, fresh=False, is_there=lambda unit: True)
-        journal.claim("somebody", alone=True)
-        journal.done("a")
-        journal.claim("somebody", alone=True)
+        journal.claim("somebody", "r", alone=True)
+        journal.done("a", "somebody")
+        journal.claim("somebody", "r", alone=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastmed.infer", stopped)
     assert main(["infer", "--input", "scans", *words]) == 130

@@ -334,9 +334,9 @@ class Journal:
             place = self._one("SELECT place FROM units WHERE name = ?", rows[-1].name)[0]
 
     def counts(self) -> dict[str, int]:
-        """How many of the listed units are in each state."""
+        """How many of the wanted units are in each state."""
         with self._lock:
-            found = self._execute("SELECT state, count(*) FROM units WHERE listed GROUP BY state")
+            found = self._execute("SELECT state, count(*) FROM units WHERE wanted GROUP BY state")
             return dict(found.fetchall())
 
     def is_at_work(self) -> bool:

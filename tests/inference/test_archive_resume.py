@@ -160,7 +160,6 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(run, monkeypatch):
     monkeypatch.setattr(series_folder, "write_labels", full)
     with pytest.raises(FastmedError, match=r"2 scans are left, with which the same command goes"):
         run()
-    assert len(calls) == 2
     done = run()
     assert len(run.read) == 2
     assert verdicts(done) == ALL
