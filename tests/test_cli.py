@@ -424,7 +424,8 @@ def test_a_stopped_run_finishes_cleanly(tiny_bundle, tmp_path, number, status):
 def test_a_stopped_run_says_how_many_scans_are_done_and_left(
     words, said, tmp_path, monkeypatch, capsys
 ):
-    from fastmed.inference.journal import Journal, Planned
+    from fastmed.inference.journal import Journal
+    from fastmed.inference.journal_units import Planned
 
     def stopped(*arguments, **options):
         raise KeyboardInterrupt

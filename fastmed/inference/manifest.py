@@ -13,7 +13,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import fastmed
-from fastmed.inference.journal import Unit
+from fastmed.inference.journal_units import Unit
 from fastmed.inference.outcome import outcome
 from fastmed.inference.run_settings import RunSettings
 from fastmed.spec import Spec

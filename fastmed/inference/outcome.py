@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastmed.inference.journal import Unit
+from fastmed.inference.journal_units import Unit
 from fastmed.writers.report import ReportRow
 
 STOPPED = "the run was stopped before this scan was done; run it again"

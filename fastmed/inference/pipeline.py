@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,19 +21,19 @@ from torch import Tensor
 
 from fastmed.errors import FastmedError
 from fastmed.geometry import Geometry
-from fastmed.inference.case import Model, StageClock, load
+from fastmed.inference.case import Model, StageClock
 from fastmed.inference.content import content_sha256
-from fastmed.inference.engines.protocol import usual_batch
-from fastmed.inference.journal import DiskFull, Journal, Unit
+from fastmed.inference.journal import DiskFull, Journal
+from fastmed.inference.journal_units import Unit
 from fastmed.inference.manifest import model_facts
 from fastmed.inference.memory import pinned
 from fastmed.inference.memory_budget import MemoryBudget, cost_of
-from fastmed.inference.out_of_memory import is_device_lost, is_out_of_memory, with_less
+from fastmed.inference.out_of_memory import is_device_lost
 from fastmed.inference.recovery import recover
+from fastmed.inference.run_network import RunNetwork
 from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.run_tables import table_row
 from fastmed.inference.series_folder import SeriesFolder, is_whole
-from fastmed.inference.shared_batches import SharedBatches
 from fastmed.readers.index import read_series
 from fastmed.readers.reread import opened
 from fastmed.readers.series import Series
@@ -46,7 +46,6 @@ _LOOK_FOR_THE_DEAD_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
 _AHEAD = 1  # scans that are read and wait for the network
 _BEHIND = 1  # scans that are finished while the network sees others
-_SHARING = 2  # scans whose tiles share batches, where a batch is more than one tile
 _STOP_SECONDS = 2.0  # for the network to come to the end of a batch, when the run stops
 _TILES_SECONDS = 0.1  # no more often than this it is said how many tiles are done
 
@@ -105,11 +104,8 @@ class Pipeline:
         self._formats = set(settings.formats)
         self._budget = MemoryBudget(settings.memory_bytes)
         self._ready: queue.Queue[_Case | None] = queue.Queue(_AHEAD)
-        batch = model.batch or usual_batch(model.spec, model.engine.device)
-        self._at_once = 1 if batch == 1 else _SHARING
-        self._places = threading.Semaphore(self._at_once + _BEHIND)
-        self._cpu_model: Model | None = None
-        self._reduced: tuple[str, ...] = ()  # what all scans say from then on
+        self._network = RunNetwork(model)
+        self._places = threading.Semaphore(self._network.at_once + _BEHIND)
         self._allocate = np.empty if model.engine.device == "cpu" else pinned
         self._claiming = threading.Lock()
         self._in_hand: dict[str, Unit] = {}
@@ -125,17 +121,17 @@ class Pipeline:
         reader = threading.Thread(target=self._read_all, name="read", daemon=True)
         reader.start()
         try:
-            with self._sharing(), ThreadPoolExecutor(1, "finish") as finisher:
+            with self._network, ThreadPoolExecutor(1, "finish") as finisher:
                 lookers = [
                     threading.Thread(target=self._look_at_all, args=(finisher,), daemon=True)
-                    for _ in range(self._at_once)
+                    for _ in range(self._network.at_once)
                 ]
                 for looker in lookers:
                     looker.start()
                 try:
                     while any(looker.is_alive() for looker in lookers):
-                        lookers[0].join(_POLL_SECONDS)
-                        lookers[-1].join(_POLL_SECONDS if self._at_once > 1 else 0)
+                        for looker in lookers:
+                            looker.join(_POLL_SECONDS / len(lookers))
                         if self._stopped.is_set():
                             break
                 finally:
@@ -153,16 +149,6 @@ class Pipeline:
         for error in (self._full, self._broken):
             if error is not None:
                 raise error
-
-    def _sharing(self):
-        """Has scans share batches where a batch is more than one tile."""
-        self._lessening = threading.RLock()  # scans that run out of memory together do so in turn
-        if self._at_once == 1:
-            return nullcontext()
-        batch = self._model.batch or usual_batch(self._model.spec, self._model.engine.device)
-        shared = SharedBatches(self._model.engine, batch)
-        self._model = replace(self._model, engine=shared, batch=batch)
-        return shared
 
     def _next_case(self) -> _Case | None:
         """The next scan that is read, when there is room for it behind the network."""
@@ -288,10 +274,14 @@ class Pipeline:
                 tiles = {"event": "tiles", "name": unit.name, "done": done, "total": total}
                 self._report(tiles)
 
+        def fallback(words: str) -> None:
+            self._report({"event": "fallback", "name": unit.name, "reason": words})
+
         try:
-            case.said = self._said_of(case, progress)
-            if isinstance(case.said, Tensor) and case.said.dim() == 1:
-                case.said = case.said.clone()  # scores may lie in the engine's own memory
+            said = self._network.look(
+                case.volume, case.image, case.grid, case.clock, progress, fallback
+            )
+            case.said, case.grid, case.model, case.warnings = said
             case.image = None
             return True
         except _Dropped:
@@ -299,39 +289,6 @@ class Pipeline:
         except Exception as error:
             self._failed(case, error)
         return False
-
-    def _said_of(self, case: _Case, progress: Callable[[int, int], None]) -> Any:
-        """What the network says; out of memory, it is asked in smaller batches, then on the CPU."""
-        case.model, case.warnings = self._model, self._reduced
-        while True:
-            try:
-                with case.model.engine.scan() if self._shares(case.model) else nullcontext():
-                    return case.model.look(
-                        case.image, case.grid, clock=case.clock, progress=progress, brief=True
-                    )
-            except Exception as error:
-                if case.model.engine.device == "cpu" or not is_out_of_memory(error):
-                    raise
-            # Behind the except: the error's frames hold what the scan took of the GPU's memory.
-            with self._lessening:
-                case.model, words = with_less(case.model, self._on_cpu)
-                is_on_cpu = case.model.engine.device == "cpu"
-                if not is_on_cpu and case.model.batch != self._model.batch:
-                    self._model, self._reduced = case.model, (words,)
-            if is_on_cpu:
-                case.image, case.grid = case.model.prepare(case.volume, clock=case.clock)
-            case.warnings += (words,)
-            fallback = {"event": "fallback", "name": case.unit.name, "reason": words}
-            self._report(fallback)
-
-    def _shares(self, model: Model) -> bool:
-        return isinstance(model.engine, SharedBatches)
-
-    def _on_cpu(self) -> Model:
-        with self._lessening:
-            if self._cpu_model is None:
-                self._cpu_model = load(self._settings.bundle, device="cpu", say=lambda _: None)
-            return self._cpu_model
 
     def _finish(self, case: _Case) -> None:
         try:

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastmed.inference.journal import Journal, Unit
+from fastmed.inference.journal import Journal
+from fastmed.inference.journal_units import Unit
 from fastmed.inference.owners import is_alive, living, tokens_of
 from fastmed.inference.series_folder import SeriesFolder, clean_up, is_whole
 

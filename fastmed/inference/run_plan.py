@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmed.errors import FastmedError, UsageError
-from fastmed.inference.journal import Journal, Planned
+from fastmed.inference.journal import Journal
+from fastmed.inference.journal_units import Planned
 from fastmed.inference.owners import living
 from fastmed.inference.recovery import recover, remove_temporary_files
 from fastmed.inference.run_settings import RunSettings, digest

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmed.findings import Findings
-from fastmed.inference.journal import Unit
+from fastmed.inference.journal_units import Unit
 from fastmed.spec import Spec
 from fastmed.volume import Volume
 from fastmed.writers.coco import write_coco

@@ -12,7 +12,7 @@ import torch
 
 import fastmed
 from fastmed.errors import SeriesError
-from fastmed.inference import pipeline, run_model
+from fastmed.inference import run_model, run_network
 from fastmed.inference.case import Model
 from fastmed.inference.out_of_memory import is_device_lost, is_out_of_memory, with_less
 from fastmed.inference.shared_batches import SharedBatches
@@ -171,13 +171,13 @@ def test_two_scans_of_one_batch_that_was_too_large_both_go_on_with_half_of_it():
 
 
 def test_two_scans_that_go_to_the_cpu_together_load_the_model_once(run, monkeypatch):
-    real, loads = pipeline.load, []
+    real, loads = run_network.load, []
 
     def slow(path, **options):
         loads.append(path)
         threading.Event().wait(0.5)
         return real(path, **options)
 
-    monkeypatch.setattr(pipeline, "load", slow)
+    monkeypatch.setattr(run_network, "load", slow)
     run(0, scans=4)
     assert len(loads) == 1

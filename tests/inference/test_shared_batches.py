@@ -200,7 +200,7 @@ def test_a_run_in_batches_writes_what_one_without_them_writes(tiny_bundle, tmp_p
         make.series(tmp_path / "in" / f"s{number}", make.volume((30 + number, 60, 70), seed=number))
     settings = {"model": tiny_bundle, "engine": "torch", "device": "cpu", "quiet": True}
     alone = fastmed.infer(tmp_path / "in", tmp_path / "alone", **settings)
-    monkeypatch.setattr("fastmed.inference.pipeline.usual_batch", lambda *_: 4)
+    monkeypatch.setattr("fastmed.inference.run_network.usual_batch", lambda *_: 4)
     shared = fastmed.infer(tmp_path / "in", tmp_path / "shared", **settings)
     assert {row.verdict for row in shared.rows} == {"done"}
     for row in alone.rows:
