@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastmed.inference.journal import Journal
@@ -26,7 +26,10 @@ def recover(journal: Journal, spared: Collection[str] = ()) -> None:
             if owner in spared:
                 continue
             for unit in journal.in_hand(owner):
-                if unit.state == "written" and _put_in_place(journal, owner, unit):
+                is_in_place = False
+                with suppress(OSError):  # what cannot be put in its place is made again
+                    is_in_place = unit.state == "written" and _put_in_place(journal, owner, unit)
+                if is_in_place:
                     journal.done(unit.name, owner)
                 else:
                     journal.wait_again(unit.name, owner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,8 @@ def clean_up(output: Path, is_alive) -> None:
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            os.replace(old, folder)
+            with suppress(OSError):  # it lies there still, for the next one to try
+                os.replace(old, folder)
 
 
 def _evidence(entry: Series, volume: Volume, findings: Findings) -> tuple[list | None, Findings]:
