@@ -153,7 +153,7 @@ def add_infer(command: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="processes that run scans, each with its own model and its own --memory; a crash "
+        help="processes that run scans, each with its own model and its share of --memory; a crash "
         "costs one scan. 0: all in this process, where a crash ends the run (default: 1)",
     )
     command.add_argument(
@@ -175,8 +175,8 @@ def add_infer(command: argparse.ArgumentParser) -> None:
         "--memory",
         type=float,
         metavar="GB",
-        help="of each worker: what its scans in hand may take together, beside model and program; "
-        "a scan that is larger runs by itself (default: half of what is free)",
+        help="what the scans in hand may take together, beside models and programs; a scan that is "
+        "larger runs by itself (default: half of what is free)",
     )
     command.add_argument(
         "--dry-run", action="store_true", help="list the series with their verdicts, and stop"

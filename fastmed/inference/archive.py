@@ -14,7 +14,7 @@ from fastmed.errors import FastmedError, UsageError
 from fastmed.inference.display import Display, index_table
 from fastmed.inference.journal import DiskFull, Journal
 from fastmed.inference.manifest import run_facts, write_manifest
-from fastmed.inference.memory_budget import default_budget
+from fastmed.inference.memory_budget import budget_of
 from fastmed.inference.outcome import counts, report_row
 from fastmed.inference.owners import Owner
 from fastmed.inference.recovery import recover
@@ -31,7 +31,7 @@ from fastmed.inference.run_plan import (
 )
 from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.run_tables import write_run_tables
-from fastmed.inference.workers import InThisProcess, Workers
+from fastmed.inference.workers import Workers
 from fastmed.readers.index_store import open_store
 from fastmed.readers.walk import MANIFEST
 from fastmed.spec import Spec
@@ -126,7 +126,7 @@ def infer(
         strict=strict,
         formats=tuple(sorted(formats)),
         attempts=attempts,
-        memory_bytes=int((memory_gb or default_budget() / 2**30) * 2**30) // max(workers, 1),
+        memory_bytes=budget_of(memory_gb) // max(workers, 1),
         keep_memory=keep_memory,
         asked_for=(tuple(os.path.abspath(p) for p in inputs), tuple(sorted(series)), (part,)),
     )
@@ -138,9 +138,8 @@ def infer(
         return Run.dry(tuple(row_of(entry) for entry in entries if entry.verdict != "ok"))
     with contextlib.ExitStack() as stack:
         run_log = stack.enter_context(RunLog(log))
-        runner = Workers if workers else InThisProcess
         before = _facts_before(target)
-        runs = stack.enter_context(runner(settings, before, workers, display.say, hang_seconds))
+        runs = stack.enter_context(_runs(settings, before, workers, display.say, hang_seconds))
         facts = runs.facts()
         with (
             open_store(inputs, modality=read.spec.modality) as store,
@@ -176,6 +175,15 @@ def infer(
         )
     display.say(f"Results are in {target}")
     return Run(target)
+
+
+def _runs(settings: RunSettings, before, workers: int, say, hang_seconds: float):
+    """Who does the scans: workers, for which this process need not wait for torch, or itself."""
+    if workers:
+        return Workers(settings, before, workers, say, hang_seconds)
+    from fastmed.inference.in_this_process import InThisProcess
+
+    return InThisProcess(settings, before, say)
 
 
 def _facts_before(target: Path) -> dict[str, Any] | None:

@@ -62,6 +62,11 @@ class MemoryBudget:
             self._changed.notify_all()
 
 
+def budget_of(memory_gb: float | None) -> int:
+    """Bytes of what was asked for; where nothing was, `default_budget`."""
+    return default_budget() if memory_gb is None else int(memory_gb * 2**30)
+
+
 def default_budget() -> int:
     """Half of the memory that this process may still take, in bytes."""
     free = [_available()]

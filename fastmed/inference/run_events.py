@@ -26,7 +26,6 @@ class RunEvents:
         self._before = self._done
         self._stage_seconds: Counter[str] = Counter()
         self._current = ""
-        self._sources: dict[str, str] = {}
         self._started = self._said = time.monotonic()
         to_do = states.get("waiting", 0)
         self._progress = RunProgress(to_do + self._done, quiet=quiet, already_done=self._done)
@@ -90,21 +89,18 @@ class RunEvents:
             )
 
     def _stage(self, event: dict[str, Any]) -> None:
-        name = event["name"]
-        self._sources[name] = event["source"]
+        name, source = event["name"], event["source"]
         if event["stage"] == "read":
             attempt = self._journal.unit(name).attempts + 1
-            source = event["source"]
             self._log.event("scan started", series=name, source=source, attempt=attempt)
         elif event["stage"] == "network":
-            self._current = event["source"]
+            self._current = source
 
     def _end(self, event: dict[str, Any]) -> None:
         name, seconds = event["name"], event.get("seconds", {})
         self._done += 1
         self._stage_seconds.update(seconds)
         unit = self._journal.unit(name)
-        self._sources.pop(name, None)
         self._log.event(
             "scan done",
             series=name,

@@ -23,7 +23,6 @@ from typing import Any
 import fastmed
 from fastmed.errors import FastmedError
 from fastmed.inference.journal import DiskFull, Journal
-from fastmed.inference.owners import Owner
 from fastmed.inference.recovery import recover
 from fastmed.inference.run_settings import RunSettings
 from fastmed.inference.worker import KINDS_OF_ERROR
@@ -234,49 +233,6 @@ class Workers:
         again = journal.failed(name, owner, reason, attempts=attempts, alone=True)
         if again is not None:
             on_event({"event": "failed", "name": name, "reason": reason, "again": again})
-
-
-class InThisProcess:
-    """The same as `Workers`, in this process: whoever crashes ends it."""
-
-    def __init__(
-        self,
-        settings: RunSettings,
-        before: dict[str, Any] | None,
-        count: int,
-        say: Callable[[str], None],
-        hang_seconds: float,
-    ) -> None:
-        self._settings, self._before, self._say = settings, before, say
-        self._stopped = threading.Event()
-
-    def __enter__(self) -> InThisProcess:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def facts(self) -> dict[str, Any]:
-        from fastmed.inference.manifest import model_facts
-        from fastmed.inference.run_model import load_for_run
-
-        self._model = load_for_run(self._settings, self._before, self._say)
-        return model_facts(self._model)
-
-    def run(self, journal: Journal, on_event: Callable[[dict[str, Any]], None]) -> None:
-        from fastmed.inference.pipeline import Pipeline
-
-        lock = threading.Lock()
-
-        def report(event: dict[str, Any]) -> None:
-            with lock:
-                on_event(event)
-
-        with Owner(journal.folder) as owner:
-            Pipeline(journal, owner.token, self._model, self._settings, report, self._stopped).run()
 
 
 _DOING = {
