@@ -70,6 +70,16 @@ def test_any_shape_agrees_with_the_reference(axes, count1, count2, batch, double
     assert torch.equal(box_giou(boxes1, boxes2), box_giou_reference(boxes1, boxes2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count2", [1, 15, 16, 17, 20, 31, 32, 33, 48, 100])
+def test_rows_may_end_anywhere_in_a_vector(count2, dtype):
+    for axes in (2, 3):
+        boxes1 = with_degenerate(random_boxes([3, 21], axes, dtype, seed=count2))
+        boxes2 = with_degenerate(random_boxes([3, count2], axes, dtype, seed=1 + count2))
+        assert torch.equal(box_iou(boxes1, boxes2), box_iou_reference(boxes1, boxes2))
+        assert torch.equal(box_giou(boxes1, boxes2), box_giou_reference(boxes1, boxes2))
+
+
 def test_values_lie_in_their_ranges(device):
     boxes = with_degenerate(random_boxes([400], 3, sides=(0.0, 90.0), device=device))
     iou, giou = box_iou(boxes, boxes), box_giou(boxes, boxes)
