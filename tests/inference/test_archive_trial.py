@@ -216,17 +216,15 @@ def test_a_run_that_did_not_go_to_its_end_is_an_error_that_says_why(tmp_path):
 
 
 def test_what_each_further_series_takes_leaves_the_start_out():
-    less = trial.Measured(10, 15.0, 10.0, 900.0, 800.0, 7000, 300, 40)
-    more = replace(less, series=100, seconds=105.0, calls=25_000, opened=1200, tiles=400)
-    further = {"seconds": 1.0, "calls": 200.0, "opened": 10.0, "tiles": 4.0}
+    less = trial.Measured(10, 15.0, 10.0, 900.0, 800.0, 7000, 300)
+    more = replace(less, series=100, seconds=105.0, calls=25_000, opened=1200)
+    further = {"seconds": 1.0, "calls": 200.0, "opened": 10.0}
     assert trial.per_series(less, more) == further
     assert trial.per_series(replace(less, calls=None), more)["calls"] is None
 
 
 def test_the_tiles_of_a_run_are_those_of_its_scans_that_are_done(tmp_path):
-    lines = [{"event": "run started"}, *({"event": "scan done", "tiles": n} for n in (2, 3))]
+    done = [{"event": "scan done", "source": f"case-{n}", "tiles": n} for n in (2, 3)]
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert trial.tiles_in(log) == 5
-    log.write_text(json.dumps({"event": "scan done"}))
-    assert trial.tiles_in(log) is None
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in [{"event": "run started"}, *done]))
+    assert trial.tiles_in(log) == {"case-2": 2, "case-3": 3}

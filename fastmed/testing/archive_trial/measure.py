@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
 
@@ -23,8 +23,7 @@ class Measured:
 
     peak_mb: of all its processes together (proportional set size); largest_mb: of the largest one.
     work_seconds: from its first result to its end. calls, opened: system calls, and how many of
-    them open a file; None where strace is absent. tiles: that the network saw; None where the
-    run's log does not say it.
+    them open a file; None where strace is absent. tiles: that the network saw of each scan.
     """
 
     series: int
@@ -34,7 +33,7 @@ class Measured:
     largest_mb: float
     calls: int | None
     opened: int | None
-    tiles: int | None = None
+    tiles: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure(arguments: Sequence[object], output: Path, series: int) -> Measured:
@@ -57,7 +56,7 @@ def measure(arguments: Sequence[object], output: Path, series: int) -> Measured:
 
 
 def per_series(less: Measured, more: Measured) -> dict[str, float | None]:
-    """What each further series takes between two runs: seconds, calls, files opened, tiles."""
+    """What each further series takes between two runs: seconds, calls, files opened."""
     further = more.series - less.series
 
     def of(one, other):
@@ -67,15 +66,13 @@ def per_series(less: Measured, more: Measured) -> dict[str, float | None]:
         "seconds": of(less.seconds, more.seconds),
         "calls": of(less.calls, more.calls),
         "opened": of(less.opened, more.opened),
-        "tiles": of(less.tiles, more.tiles),
     }
 
 
-def tiles_in(events: Path) -> int | None:
-    """Tiles of all scans that a run's log has as done; None where one of them says no number."""
+def tiles_in(events: Path) -> dict[str, int]:
+    """Tiles of each scan that a run's log has as done, by the scan's source."""
     lines = map(json.loads, events.read_text(encoding="utf-8").splitlines())
-    each = [line.get("tiles") for line in lines if line["event"] == "scan done"]
-    return None if None in each else sum(each)
+    return {line["source"]: line["tiles"] for line in lines if line["event"] == "scan done"}
 
 
 def _timed(arguments: Sequence[object], output: Path) -> tuple[float, float]:
