@@ -33,7 +33,7 @@ def infer(arguments: argparse.Namespace) -> int:
         attempts=arguments.attempts,
         hang_seconds=arguments.hang,
         memory_gb=arguments.memory,
-        keep_memory=True,
+        tune_malloc=True,
         log=arguments.log,
         quiet=arguments.quiet,
     ).exit_status

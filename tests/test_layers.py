@@ -13,7 +13,7 @@ PACKAGE = PROJECT / "fastmed"
 
 # The layer of each room or file of the package. Two rooms of one layer may not import each other.
 LAYERS = {
-    0: ["errors", "cache_folder", "_C", "_C_cuda", "_host"],
+    0: ["errors", "cache_folder", "malloc", "_C", "_C_cuda", "_host"],
     1: ["ops", "geometry", "spec", "spec_toml"],
     2: ["volume", "findings", "boxes", "slice_boxes", "losses", "metrics", "integrations"],
     3: ["readers", "writers", "preprocessing", "models", "tasks", "phantom"],

@@ -62,7 +62,7 @@ def infer(
     attempts: int = ATTEMPTS,
     hang_seconds: float = HANG_SECONDS,
     memory_gb: float | None = None,
-    keep_memory: bool = False,
+    tune_malloc: bool = False,
     log: str | Path | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -92,8 +92,10 @@ def infer(
     hang_seconds: a scan of which nothing is heard for so long is stopped (with workers only).
     memory_gb: what the scans in hand may take together; None takes half of what is free.
     log: a file to which what happens is appended, one JSON object to the line.
-    keep_memory: where torch runs on the CPU, this process keeps from then on what it frees, which
-        makes torch about twice as fast (`fastmed.inference.memory`); the command does so.
+    tune_malloc: this process's malloc is set for a run (`fastmed.malloc`): with torch on the CPU,
+        to keep from then on what is freed, which makes it about twice as fast; else to return
+        large blocks at once, so that a long run takes no more than a short one. The command does
+        so.
 
     A series' folder appears when it is complete, by one rename. A series that cannot be done is
     named in the rows, in report.html and in manifest.json, and the others go on. What is done
@@ -127,7 +129,7 @@ def infer(
         formats=tuple(sorted(formats)),
         attempts=attempts,
         memory_bytes=budget_of(memory_gb) // max(workers, 1),
-        keep_memory=keep_memory,
+        tune_malloc=tune_malloc,
         asked_for=(tuple(os.path.abspath(p) for p in inputs), tuple(sorted(series)), (part,)),
     )
     searched = (inputs, target, read.spec, settings, select)

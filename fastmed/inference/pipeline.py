@@ -26,9 +26,9 @@ from fastmed.inference.content import content_sha256
 from fastmed.inference.journal import DiskFull, Journal
 from fastmed.inference.journal_units import Unit
 from fastmed.inference.manifest import model_facts
-from fastmed.inference.memory import pinned
 from fastmed.inference.memory_budget import MemoryBudget, cost_of
 from fastmed.inference.out_of_memory import is_device_lost
+from fastmed.inference.pinned import pinned
 from fastmed.inference.recovery import recover
 from fastmed.inference.run_network import RunNetwork
 from fastmed.inference.run_settings import RunSettings
@@ -44,7 +44,6 @@ from fastmed.writers.atomic import is_full
 _POLL_SECONDS = 0.2
 _LOOK_FOR_THE_DEAD_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
-_AHEAD = 1  # scans that are read and wait for the network
 _BEHIND = 1  # scans that are finished while the network sees others
 _STOP_SECONDS = 2.0  # for the network to come to the end of a batch, when the run stops
 _TILES_SECONDS = 0.1  # no more often than this it is said how many tiles are done
@@ -103,8 +102,10 @@ class Pipeline:
         self._results = settings.results_key(model_facts(model))
         self._formats = set(settings.formats)
         self._budget = MemoryBudget(settings.memory_bytes)
-        self._ready: queue.Queue[_Case | None] = queue.Queue(_AHEAD)
+        self._ready: queue.Queue[_Case | None] = queue.Queue()
         self._network = RunNetwork(model)
+        # As many as the network sees at once are being read, or wait for it.
+        self._ahead = threading.Semaphore(self._network.at_once)
         self._places = threading.Semaphore(self._network.at_once + _BEHIND)
         self._allocate = np.empty if model.engine.device == "cpu" else pinned
         self._claiming = threading.Lock()
@@ -140,9 +141,7 @@ class Pipeline:
                         looker.join(_STOP_SECONDS)
         finally:
             self._stopped.set()
-            while reader.is_alive():
-                self._empty_queue()
-                reader.join(_POLL_SECONDS)
+            reader.join()
             # With the process that lost its GPU the scans in hand are judged by who looks after it.
             if not isinstance(self._broken, DeviceLost):
                 self._journal.release(self._owner)
@@ -166,28 +165,22 @@ class Pipeline:
                 self._ready.put(None)  # for the others who look
                 return None
             case.has_place = True
+            self._ahead.release()
             return case
-
-    def _empty_queue(self) -> None:
-        try:
-            while True:
-                self._ready.get_nowait()
-        except queue.Empty:
-            pass
 
     def _read_all(self) -> None:
         try:
             while not self._stopped.is_set():
+                if not self._ahead.acquire(timeout=_POLL_SECONDS):
+                    continue
                 unit = self._claim()
                 if unit is None:
                     break
                 case = self._read(unit)
-                while case is not None and not self._stopped.is_set():
-                    try:
-                        self._ready.put(case, timeout=_POLL_SECONDS)
-                        break
-                    except queue.Full:
-                        continue
+                if case is None:
+                    self._ahead.release()
+                else:
+                    self._ready.put(case)
                 case = None
             self._ready.put(None)
         except BaseException as error:  # of the journal, or Ctrl-C: the run ends with it

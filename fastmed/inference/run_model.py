@@ -12,8 +12,8 @@ from fastmed.errors import UsageError
 from fastmed.inference.case import Model, load
 from fastmed.inference.certificate import verdicts
 from fastmed.inference.engines.kinds import device_of, versions
-from fastmed.inference.memory import keep_freed_memory
 from fastmed.inference.run_settings import RunSettings
+from fastmed.malloc import keep_freed_memory, return_large_blocks
 
 
 def load_for_run(
@@ -44,8 +44,9 @@ def load_for_run(
     if earlier is not None:
         why = f"as the run before in {settings.output}"
         model = replace(model, engine_choice=model.engine_choice.replace("as asked", why))
-    if settings.keep_memory and (model.engine.name, model.engine.device) == ("torch", "cpu"):
-        keep_freed_memory()
+    if settings.tune_malloc:
+        is_eager = (model.engine.name, model.engine.device) == ("torch", "cpu")
+        keep_freed_memory() if is_eager else return_large_blocks()
     return model
 
 

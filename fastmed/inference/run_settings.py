@@ -19,7 +19,7 @@ class RunSettings:
     bundle, output: folders, absolute. engine, device, precision, strict: as `infer` takes them.
     formats: what to write, sorted. attempts: how often a series is tried before it is set aside.
     memory_bytes: what the scans that are in hand may take together.
-    keep_memory: as `infer` takes it. asked_for: inputs, names of series and share of them.
+    tune_malloc: as `infer` takes it. asked_for: inputs, names of series and share of them.
     """
 
     bundle: str
@@ -31,7 +31,7 @@ class RunSettings:
     formats: tuple[str, ...]
     attempts: int
     memory_bytes: int
-    keep_memory: bool
+    tune_malloc: bool
     asked_for: tuple[tuple[str, ...], ...]
 
     @property

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fastmed import models
 from fastmed.errors import FastmedError
+from fastmed.malloc import keep_freed_memory
 from fastmed.training.batches import Batch, TrainingSet
 from fastmed.training.checkpoint import STATE_FILE, Progress, RandomState, load_state, save_state
 from fastmed.training.logbook import Logbook
-from fastmed.training.memory import keep_freed_memory
 from fastmed.training.recipe import Recipe
 from fastmed.training.run_folder import RunFolder
 from fastmed.training.stored_case import StoredCase

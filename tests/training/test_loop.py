@@ -16,7 +16,7 @@ from training_runs import TINY, rows, same, weights
 import fastmed
 from fastmed import bundle, models
 from fastmed.errors import FastmedError, UsageError
-from fastmed.training import loop, memory
+from fastmed.training import loop
 from fastmed.training.recipe import read_recipe
 from fastmed.training.run_folder import RunFolder
 
@@ -245,18 +245,3 @@ def test_memory_stays_flat_over_epochs(train, monkeypatch):
     monkeypatch.setattr(loop, "_train_epoch", watched)
     train("loop.epochs=6", "loop.validate_every=6")
     assert resident[-1] - resident[1] < 25, resident
-
-
-def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
-    calls = []
-
-    class Library:
-        def mallopt(self, name, value):
-            calls.append((name, value))
-            return 1
-
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Library())
-    assert memory.keep_freed_memory()
-    assert (-4, 0) in calls
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert not memory.keep_freed_memory()
