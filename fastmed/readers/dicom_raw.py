@@ -48,6 +48,7 @@ TAGS = [*ATTRIBUTES.values()]
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
 _UNDEFINED, _UNDEFINED_LENGTH = 0xFFFFFFFF, b"\xff\xff\xff\xff"
+_PIXEL_VRS = (b"OB", b"OW", b"UN")  # odd where they stand for a length, which no length is
 _FRAGMENT, _END_OF_FRAGMENTS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
@@ -157,6 +158,7 @@ def _raw_header(dataset, tail: _Tail) -> RawHeader:
         syntax = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE if little else _EXPLICIT_BIG
     group, element = struct.unpack("<HH" if little else ">HH", tail.bytes[:4].ljust(4, b"\0"))
     has_pixels = group << 16 | element == _PIXEL_DATA
+    has_vr = tail.bytes[4:6] in _PIXEL_VRS  # whatever the transfer syntax says, as pydicom reads it
     return RawHeader(
         transfer_syntax=syntax,
         implicit=implicit,
@@ -166,7 +168,7 @@ def _raw_header(dataset, tail: _Tail) -> RawHeader:
         values=tuple(_value(dataset, tag) for tag in TAGS),
         has_pixels=has_pixels,
         cut_short=False,
-        pixel_offset=tail.offset + (8 if implicit else 12) if has_pixels else 0,
+        pixel_offset=tail.offset + (12 if has_vr else 8) if has_pixels else 0,
     )
 
 
