@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content, too_large
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
 AIR_HU = -1024.0
+_BESIDE_BYTES = 1 << 20  # a longer JSON file says something else
 _AXES = "the file names no directions: z to the head, y to the back, x to the left assumed"
 _NO_SPACING = "the file names no spacing: only models of a fixed grid size take it"
 
@@ -26,7 +28,11 @@ _OF_OBJECTS = ("pickle", "Python objects", "Object arrays")  # in NumPy's messag
 
 
 class _Refused(Exception):
-    """Why a file is not taken."""
+    """Why a file is not taken, and its condition."""
+
+    def __init__(self, reason: str, condition: str = "no geometry") -> None:
+        super().__init__(reason)
+        self.condition = condition
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,12 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
     shape = geometry = None
     known, warnings = False, ()
     try:
-        voxels = np.load(found.path, mmap_mode="r", allow_pickle=False)
+        voxels = _loaded(found.path, mmap_mode="r")
         if voxels.dtype.kind not in "iuf" or voxels.ndim not in (2, 3) or not voxels.size:
             return None
         shape = voxels.shape if voxels.ndim == 3 else (1, *voxels.shape)
+        if reason := too_large(shape):
+            raise _Refused(reason, "too large")
         kind, verdict, reason = _JUDGES[modality](voxels)
         spacing = _spacing(found) if modality == "ct" else None
         known = spacing is not None
@@ -58,9 +66,10 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
         if modality == "ct" and verdict == "ok" and not known:
             conditions = (*conditions, "no geometry")
     except _Refused as error:
-        conditions = ("no geometry",)
-        kind, verdict, reason = "ct", "refused", str(error)
-    except (ValueError, EOFError, OSError) as error:
+        conditions = (error.condition,)
+        kind = "ct" if modality == "ct" else "grey image"
+        verdict, reason = "refused", str(error)
+    except Exception as error:  # NumPy raises whatever damaged bytes lead it to
         if any(word in str(error) for word in _OF_OBJECTS):
             return None
         kind, verdict, conditions = "damaged", "failed", ("damaged",)
@@ -83,8 +92,17 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
 
 
 def read_array(series: Series) -> Volume:
-    """Reads a .npy file with the verdict "ok"; what is not a number becomes air."""
-    voxels = np.load(series.stored.path, allow_pickle=False).reshape(series.shape_zyx)
+    """Reads a .npy file with the verdict "ok"; what is not a number becomes air.
+
+    Raises SeriesError where the file is damaged.
+    """
+    try:
+        voxels = _loaded(series.stored.path).reshape(series.shape_zyx)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = one_line(error, series.stored.path, series.source)
+        raise SeriesError(f"{series.source}: it cannot be read as an array ({reason})") from error
     voxels = _as_kernels_take_it(voxels)
     warnings = list(series.warnings)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
@@ -98,6 +116,14 @@ def read_array(series: Series) -> Volume:
         warnings=tuple(warnings),
         spacing_is_known=series.spacing_is_known,
     )
+
+
+def _loaded(path: str, **options) -> np.ndarray:
+    voxels = np.load(path, allow_pickle=False, **options)
+    if not isinstance(voxels, np.ndarray):
+        voxels.close()
+        raise ValueError("it is an .npz archive of arrays: store each in a .npy file")
+    return voxels
 
 
 def _judge_ct(voxels: np.ndarray) -> tuple[str, str, str]:
@@ -120,11 +146,11 @@ _JUDGES = {"ct": _judge_ct, "grey": _judge_grey}
 def _spacing(found: Found) -> tuple[float, float, float] | None:
     """What the JSON file beside the array says; None where there is none, or it says nothing."""
     beside = Path(found.path).with_suffix(".json")
-    if not beside.is_file():
+    if not beside.is_file() or beside.stat().st_size > _BESIDE_BYTES:
         return None
     try:
         said = json.loads(beside.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Refused(f"{beside.name} beside it is no JSON ({error})") from error
     if not isinstance(said, dict) or "spacing_mm_zyx" not in said:
         return None

@@ -15,9 +15,9 @@ from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_notes import Doubt, Notes
 from fastmed.readers.dicom_split import Split, declared_split, find_split
 from fastmed.readers.series import Series
+from fastmed.readers.voxel_content import MAX_VOXELS
 
 MAX_PLANES = 2048
-MAX_VOXELS = 2**30
 
 
 def part_entries(part: list[Header], strict: bool, notes: Notes) -> list[Series]:

@@ -10,14 +10,16 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content, too_large
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
 _HEADER_BYTES = 1 << 16
-_SPACING = re.compile(rb"^\s*(ElementSpacing|ElementSize|space directions|spacings)\s*[:=]", re.M)
+_SPACING = re.compile(
+    rb"^[ \t]*(ElementSpacing|ElementSize|space directions|spacings)\s*[:=]", re.M
+)
 _DIRECTION = re.compile(
-    rb"^\s*(TransformMatrix|Orientation|Rotation|space directions)\s*[:=]", re.M
+    rb"^[ \t]*(TransformMatrix|Orientation|Rotation|space directions)\s*[:=]", re.M
 )
 _WIDER = {"i1": "i2", "u4": "i4", "i8": "i4", "u8": "i4"}
 AIR_HU = -1024.0
@@ -51,6 +53,8 @@ def image_entry(found: Found, *, strict: bool) -> Series:
                 f"it has shape {shape}: expected one volume of three axes, no colour",
                 "single slice" if flat else "not in hu",
             )
+        if reason := too_large(shape):
+            raise _Refused(reason, "too large")
         geometry = image_geometry(reader, shape, strict, warnings)
         voxels = _voxels(found.path, found.relative)
         kind, reason = content((plane.ravel() for plane in voxels), 1.0, 0.0)

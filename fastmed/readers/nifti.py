@@ -12,7 +12,7 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
+from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content, too_large
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
@@ -129,6 +129,8 @@ def _shape(image) -> tuple[int, int, int]:
     if shape[2] == 1:
         reason = "a volume with one slice: the distance between slices is unknown"
         raise _Refused(reason, "single slice")
+    if reason := too_large(shape[::-1]):
+        raise _Refused(reason, "too large")
     return shape[::-1]
 
 

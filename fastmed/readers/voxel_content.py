@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from fastmed.geometry import Geometry
 from fastmed.readers.dicom_stack import TILT_WORTH_NAMING_DEGREES
 
+MAX_VOXELS = 2**30  # of one scan, whatever holds it
 NOT_A_NUMBER = "voxels are not a number"  # in a reader's warning
 AIR_BELOW_HU = -200.0  # a body, its lungs and the air around it are never all above this
 _LABELS = 256  # a label map has no more different values than this
@@ -45,6 +47,14 @@ def content(blocks: Iterable[np.ndarray], slope: float, intercept: float) -> tup
         f"{found}: neither Hounsfield units (air is missing: nothing lies below "
         f"{AIR_BELOW_HU:g}) nor labels; store the scan in HU"
     )
+
+
+def too_large(shape: tuple[int, ...]) -> str:
+    """Why voxels of this shape are not read, from the header alone; "" where they may be."""
+    if math.prod(shape) <= MAX_VOXELS:
+        return ""
+    size = " x ".join(map(str, shape))
+    return f"it says that it has {size} voxels, above the limit of {MAX_VOXELS}; crop it"
 
 
 def conditions_of(kind: str, geometry: Geometry) -> tuple[str, ...]:

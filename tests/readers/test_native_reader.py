@@ -272,6 +272,20 @@ def test_a_file_that_is_coded_in_another_way_than_it_says_keeps_its_pixels(says,
     np.testing.assert_array_equal(volume.voxels, scan.voxels)
 
 
+def test_a_deflated_file_that_unpacks_to_too_much_is_refused_before_it_does(tmp_path, monkeypatch):
+    (path,) = make.series(tmp_path, make.volume((1, 200, 240)))
+    make.edit(path, ImageComments="x" * 10_000, PixelData=bytes(2 * 200 * 240))
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x00091010, "OB", os.urandom(1 << 17))  # a header beyond the first look
+    dataset.save_as(path)
+    make.transcode(path, "1.2.840.10008.1.2.1.99")
+    assert index(tmp_path)[0].conditions == ("single slice",)
+    monkeypatch.setattr("fastmed.readers.dicom_raw._MOST_INFLATED", 200_000)
+    (entry,) = index(tmp_path)
+    assert (entry.verdict, entry.conditions) == ("failed", ("too large",))
+    assert entry.reason.startswith("it unpacks to more than 200000 bytes")
+
+
 def rle_frame(pixels: np.ndarray) -> bytes:
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
