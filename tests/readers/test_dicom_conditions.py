@@ -41,6 +41,12 @@ def encrypt_attributes(file) -> None:
     make.edit(file, EncryptedAttributesSequence=[item], ImagePositionPatient=None)
 
 
+def shrink(files) -> None:
+    """To slices 0.02 mm apart, with pixels of 0.2 micrometres."""
+    for k, file in enumerate(files):
+        make.edit(file, ImagePositionPatient=[0, 0, 0.02 * k], PixelSpacing=[0.0002, 0.0002])
+
+
 def bare_unsigned(folder) -> None:
     for file in folder.iterdir():
         file.unlink()
@@ -78,6 +84,21 @@ SERIES = {
         "refused",
         "refused",
     ),
+    "shifted a little, and a slice missing": (
+        lambda files: [make.move(files[6], by_lps_mm=(0.4, 0, 0)), files[4].unlink()],
+        ["missing slices", "shifted slices"],
+        "refused",
+        "ok",
+    ),
+    "shifted a little, and more slices missing than there": (
+        lambda files: (
+            [make.move(file, by_lps_mm=(0, 0, 40)) for file in files[5:]]
+            + [make.move(files[3], by_lps_mm=(0.4, 0, 0))]
+        ),
+        ["missing slices", "shifted slices"],
+        "refused",
+        "refused",
+    ),
     "identical copies": (
         lambda files: [
             file.with_suffix(".copy").write_bytes(file.read_bytes()) for file in files[2:4]
@@ -112,6 +133,20 @@ SERIES = {
         "refused",
         "ok",
     ),
+    "no rescale, but said to be HU": (
+        lambda files: make.edit_all(
+            files, RescaleSlope=None, RescaleIntercept=None, RescaleType="HU"
+        ),
+        ["uniform", "no rescale"],
+        "ok",
+        "ok",
+    ),
+    "an unspecified unit": (
+        lambda files: make.edit_all(files, RescaleType="US"),
+        ["uniform"],
+        "ok",
+        "ok",
+    ),
     "a rescale of zero": (
         lambda files: make.edit_all(files, RescaleSlope=0),
         ["no rescale"],
@@ -136,9 +171,21 @@ SERIES = {
         "refused",
         "refused",
     ),
+    "bits that do not fit together": (
+        lambda files: make.edit_all(files, BitsStored=12, HighBit=15),
+        ["not in hu"],
+        "refused",
+        "refused",
+    ),
     "inverted": (
         lambda files: make.edit_all(files, PhotometricInterpretation="MONOCHROME1"),
         ["not in hu"],
+        "refused",
+        "refused",
+    ),
+    "voxels of nearly no volume": (
+        lambda files: shrink(files),
+        ["uniform", "no geometry"],
         "refused",
         "refused",
     ),
