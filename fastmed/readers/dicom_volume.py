@@ -80,10 +80,11 @@ def _without_copies(runs: list[list[Header]], notes: Notes) -> tuple[list, Split
         return runs, None
     if split := declared_split(*_with_depths(runs)):
         return runs, split
+    split = find_split(*_with_depths(runs), False)
+    if split and copies.differ_somewhere(runs):
+        return runs, split
     fewer = Notes()
     single = copies.without_identical_images(runs, fewer)
-    if max(map(len, single)) > 1 and (split := find_split(*_with_depths(runs), False)):
-        return runs, split
     notes.add(*fewer.conditions, warning=" ".join(fewer.warnings))
     return single, None
 
