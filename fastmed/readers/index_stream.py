@@ -328,10 +328,13 @@ class _Stream:
             " ORDER BY rank, place"
         )
         take = "INSERT OR IGNORE INTO taken VALUES (?)"
+        next_copy: dict[str, int] = {}  # of names that several have
         for place, raw in ranked:
-            name, copy = _text(raw), 2
+            name = plain = _text(raw)
+            copy = next_copy.get(plain.casefold(), 2)
             while not self._sql(take, (_bytes(name.casefold()),)).rowcount:
-                name, copy = f"{_text(raw)}-{copy}", copy + 1
+                name, copy = f"{plain}-{copy}", copy + 1
+                next_copy[plain.casefold()] = copy
             self._sql("UPDATE shown SET name = ? WHERE place = ?", (_bytes(name), place))
 
 
