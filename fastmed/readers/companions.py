@@ -33,7 +33,8 @@ def companions(found: Found, modality: str) -> list[Found]:
     """The files that are read together with this one, as far as they are there, as it names them.
 
     found: a file that can be opened. Raises OSError where it cannot be, SeriesError where it names
-        what is no file: a pipe or a device may never end, a strange pattern may crash its reader.
+        what is no file: a pipe or a device may never end, a long name or a strange pattern
+        may crash its reader.
     """
     lower, folder = found.relative.lower(), os.path.dirname(found.path)
     if lower.endswith(IMAGES):
@@ -44,6 +45,10 @@ def companions(found: Found, modality: str) -> list[Found]:
         return []
     there = []
     for name in dict.fromkeys(names):
+        if len(name) > _NAME_CHARS:
+            raise SeriesError(
+                f"it names a file of more than {_NAME_CHARS} characters for its voxels"
+            )
         path = os.path.normpath(os.path.join(folder, name))
         try:
             status = os.stat(path)
@@ -92,7 +97,7 @@ def _named_in(path: str, *, nrrd: bool) -> Iterator[str]:
     elif numbered := _NUMBERED.fullmatch(value):
         first, last, step = (int(numbered[k]) for k in (2, 3, 4))
         yield from (numbered[1] % k for k in range(first, last + (1 if step > 0 else -1), step))
-    elif "%" in value or len(value) > _NAME_CHARS:
+    elif "%" in value:
         raise SeriesError("it names its voxels by a pattern that is none; name one file")
     elif value.upper() != "LOCAL":
         yield value

@@ -201,6 +201,8 @@ def entries_of(group: list[Fact], strict: bool) -> list[Series]:
         with unpacked(founds) as there:
             moved = [replace(h, path=t.path) for h, t in zip(headers, there, strict=True)]
             return _judged(moved, founds, strict)
+    except ImportError:  # a broken installation is no damaged file
+        raise
     except Exception as error:  # what is wrong with one series stops no other
         first = min(founds, key=lambda found: (found.relative, found.place))
         entry = _damaged(first, _why(error), "damaged")
@@ -244,6 +246,8 @@ def entry_of(fact: Fact, strict: bool, modality: str) -> Series | None:
             if fact.found.member:
                 _check_inside(there, beside)
             entry = judged(there, strict, modality)
+    except ImportError:  # a broken installation is no damaged file
+        raise
     except Exception as error:  # what is wrong with one file stops no other
         return _damaged(fact.found, _why(error), "damaged")
     if entry is None:

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import scans as make
-from test_companions import mhd
+from test_companions import image, mhd
 from test_index_store import dicts, kept
 from test_packed import pack
 
@@ -241,3 +241,23 @@ def test_more_voxels_than_the_limit_are_refused_by_the_header(write, tmp_path):
     bad = bad_one(tmp_path)
     assert (bad.verdict, bad.conditions) == ("refused", ("too large",))
     assert f"above the limit of {MAX_VOXELS}" in bad.reason
+
+
+CRASHING = {
+    "more axes than any image": ("x.mhd", b"NDims = 3", b"NDims = 9999"),
+    "on the next line": ("x.mhd", b"NDims = 3", b"NDims =\n 99"),
+    "many directions": ("x.nrrd", b"space directions:", b"space directions: " + b"(1,0,0) " * 9000),
+    "many labels": ("x.nrrd", b"encoding:", b"labels: " + b'"a" ' * 9000 + b"\nencoding:"),
+}
+
+
+@pytest.mark.parametrize("case", CRASHING)
+def test_a_header_that_would_crash_the_process_is_not_shown_to_its_library(case, tmp_path):
+    name, field, instead = CRASHING[case]
+    image(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert field in content
+    (tmp_path / name).write_bytes(content.replace(field, instead, 1))
+    bad = bad_one(tmp_path)
+    assert (bad.source, bad.verdict) == (name, "failed")
+    assert "its header" in bad.reason
