@@ -171,6 +171,17 @@ def test_text_that_is_no_unit_is_not_shown(tmp_path):
     assert "Doe" not in entry.reason.title()
 
 
+def test_functional_groups_are_read_without_a_warning(tmp_path, recwarn):
+    path = make.enhanced(tmp_path / "a.dcm", make.volume((4, 12, 14)))
+    dataset = pydicom.dcmread(path)
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        groups.FrameContentSequence[0].StackID = "longer than a short text"
+    dataset.save_as(path)
+    recwarn.clear()
+    assert only(index(tmp_path)).verdict == "ok"
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_a_report_refers_to_the_file_once(tmp_path):
     make.enhanced(tmp_path / "a.dcm", make.volume((4, 12, 14)))
     entry = only(index(tmp_path))
