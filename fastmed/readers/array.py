@@ -15,11 +15,17 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content, too_large
+from fastmed.readers.voxel_content import (
+    AIR_HU,
+    NOT_A_NUMBER,
+    as_kernels_take_it,
+    conditions_of,
+    content,
+    too_large,
+)
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
-AIR_HU = -1024.0
 _BESIDE_BYTES = 1 << 20  # a longer JSON file says something else
 _AXES = "the file names no directions: z to the head, y to the back, x to the left assumed"
 _NO_SPACING = "the file names no spacing: only models of a fixed grid size take it"
@@ -103,7 +109,7 @@ def read_array(series: Series) -> Volume:
     except Exception as error:
         reason = one_line(error, series.stored.path, series.source)
         raise SeriesError(f"{series.source}: it cannot be read as an array ({reason})") from error
-    voxels = _as_kernels_take_it(voxels)
+    voxels = as_kernels_take_it(voxels)
     warnings = list(series.warnings)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
         voxels = np.where(real, voxels, voxels.dtype.type(AIR_HU))
@@ -166,14 +172,3 @@ def _spacing(found: Found) -> tuple[float, float, float] | None:
 def _is_length(mm: object) -> bool:
     number = isinstance(mm, int | float) and not isinstance(mm, bool)
     return number and math.isfinite(mm) and mm > 0
-
-
-def _as_kernels_take_it(voxels: np.ndarray) -> np.ndarray:
-    """Native byte order and a type of the kernels."""
-    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
-    if voxels.dtype in (np.uint8, np.int16, np.uint16, np.int32) or voxels.dtype.kind == "f":
-        return voxels.astype(np.float64) if voxels.dtype.itemsize > 8 else voxels
-    if voxels.dtype == np.int8:
-        return voxels.astype(np.int16)
-    fits = int(voxels.min()) >= -(2**31) and int(voxels.max()) < 2**31
-    return voxels.astype(np.int32 if fits else np.float64)

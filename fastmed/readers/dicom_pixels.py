@@ -14,12 +14,11 @@ from fastmed.readers.dicom_decode import Decoder
 from fastmed.readers.dicom_header import NATIVE, Header
 from fastmed.readers.dicom_native import PixelSlice, cores, is_built, native_slices
 from fastmed.readers.series import Series
+from fastmed.readers.voxel_content import AIR_HU, KERNEL_INTEGERS
 from fastmed.volume import SourceSlice, Volume
 
-AIR_HU = -1024.0
 _TISSUE_HU = (-900.0, 3000.0)
 _BIG_ENDIAN = NATIVE[2]
-_TAKEN_AS_STORED = ("u1", "i2", "u2", "i4")  # by the kernels
 
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
@@ -41,7 +40,7 @@ def read_dicom(series: Series, *, allocate: Allocate = np.empty) -> Volume:
     dtypes = {_dtype(header) for header in headers}
     rescales = {_rescale(header) for header in headers}
     alike = len(dtypes) == 1 and len(rescales) == 1
-    uniform = alike and next(iter(dtypes)).str[1:] in _TAKEN_AS_STORED
+    uniform = alike and next(iter(dtypes)).str[1:] in KERNEL_INTEGERS
     slope, intercept = next(iter(rescales)) if uniform else (1.0, 0.0)
     dtype = next(iter(dtypes)) if uniform else np.dtype(np.float32)
     resliced = stored.z_index != tuple(range(stored.planes))

@@ -10,7 +10,14 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content, too_large
+from fastmed.readers.voxel_content import (
+    AIR_HU,
+    NOT_A_NUMBER,
+    as_kernels_take_it,
+    conditions_of,
+    content,
+    too_large,
+)
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
@@ -24,8 +31,6 @@ _DIRECTION = re.compile(
 _AXES = re.compile(rb"NDims\s*[:=]\s*(\S+)")
 _MOST_AXES = 9  # more than ten make ITK write where it must not
 _LINE_BYTES = 1000  # of a field in NRRD; longer ones crash its parser
-_WIDER = {"i1": "i2", "u4": "i4", "i8": "i4", "u8": "i4"}
-AIR_HU = -1024.0
 
 
 class _Refused(SeriesError):
@@ -97,7 +102,7 @@ def read_image(series: Series) -> Volume:
         voxels = _voxels(series.stored.path, series.source)
     except SeriesError as error:
         raise SeriesError(f"{series.source}: {error}") from error
-    voxels = voxels.astype(_WIDER.get(voxels.dtype.str[1:], voxels.dtype), copy=False)
+    voxels = as_kernels_take_it(voxels)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
         voxels = np.where(real, voxels, voxels.dtype.type(AIR_HU))
         warnings.append(f"{np.count_nonzero(~real)} {NOT_A_NUMBER}: taken as air")
