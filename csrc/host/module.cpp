@@ -54,7 +54,7 @@ py::list headers_of(const Paths& paths, const std::vector<uint32_t>& tags, size_
   return answer;
 }
 
-// The bytes of the only frame of a file with compressed pixels; nothing where they are not whole or too many.
+// The fragments of the only frame of a file with compressed pixels; nothing where they are not whole or too many.
 std::optional<std::vector<Fragment>> frame_of(File& file) {
   std::vector<uint8_t> buffer;
   FileSource source(file, buffer);

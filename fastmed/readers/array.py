@@ -12,13 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
+from fastmed.readers.voxel_content import (
+    AIR_HU,
+    NOT_A_NUMBER,
+    as_kernels_take_it,
+    conditions_of,
+    content,
+    too_large,
+)
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
-AIR_HU = -1024.0
+_BESIDE_BYTES = 1 << 20  # a longer JSON file says something else
 _AXES = "the file names no directions: z to the head, y to the back, x to the left assumed"
 _NO_SPACING = "the file names no spacing: only models of a fixed grid size take it"
 
@@ -26,7 +34,11 @@ _OF_OBJECTS = ("pickle", "Python objects", "Object arrays")  # in NumPy's messag
 
 
 class _Refused(Exception):
-    """Why a file is not taken."""
+    """Why a file is not taken, and its condition."""
+
+    def __init__(self, reason: str, condition: str = "no geometry") -> None:
+        super().__init__(reason)
+        self.condition = condition
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,12 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
     shape = geometry = None
     known, warnings = False, ()
     try:
-        voxels = np.load(found.path, mmap_mode="r", allow_pickle=False)
+        voxels = _loaded(found.path, mmap_mode="r")
         if voxels.dtype.kind not in "iuf" or voxels.ndim not in (2, 3) or not voxels.size:
             return None
         shape = voxels.shape if voxels.ndim == 3 else (1, *voxels.shape)
+        if reason := too_large(shape):
+            raise _Refused(reason, "too large")
         kind, verdict, reason = _JUDGES[modality](voxels)
         spacing = _spacing(found) if modality == "ct" else None
         known = spacing is not None
@@ -58,9 +72,10 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
         if modality == "ct" and verdict == "ok" and not known:
             conditions = (*conditions, "no geometry")
     except _Refused as error:
-        conditions = ("no geometry",)
-        kind, verdict, reason = "ct", "refused", str(error)
-    except (ValueError, EOFError, OSError) as error:
+        conditions = (error.condition,)
+        kind = "ct" if modality == "ct" else "grey image"
+        verdict, reason = "refused", str(error)
+    except Exception as error:  # NumPy raises whatever damaged bytes lead it to
         if any(word in str(error) for word in _OF_OBJECTS):
             return None
         kind, verdict, conditions = "damaged", "failed", ("damaged",)
@@ -83,9 +98,18 @@ def array_entry(found: Found, *, modality: str) -> Series | None:
 
 
 def read_array(series: Series) -> Volume:
-    """Reads a .npy file with the verdict "ok"; what is not a number becomes air."""
-    voxels = np.load(series.stored.path, allow_pickle=False).reshape(series.shape_zyx)
-    voxels = _as_kernels_take_it(voxels)
+    """Reads a .npy file with the verdict "ok"; what is not a number becomes air.
+
+    Raises SeriesError where the file is damaged.
+    """
+    try:
+        voxels = _loaded(series.stored.path).reshape(series.shape_zyx)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = one_line(error, series.stored.path, series.source)
+        raise SeriesError(f"{series.source}: it cannot be read as an array ({reason})") from error
+    voxels = as_kernels_take_it(voxels)
     warnings = list(series.warnings)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
         voxels = np.where(real, voxels, voxels.dtype.type(AIR_HU))
@@ -98,6 +122,14 @@ def read_array(series: Series) -> Volume:
         warnings=tuple(warnings),
         spacing_is_known=series.spacing_is_known,
     )
+
+
+def _loaded(path: str, **options) -> np.ndarray:
+    voxels = np.load(path, allow_pickle=False, **options)
+    if not isinstance(voxels, np.ndarray):
+        voxels.close()
+        raise ValueError("it is an .npz archive of arrays: store each in a .npy file")
+    return voxels
 
 
 def _judge_ct(voxels: np.ndarray) -> tuple[str, str, str]:
@@ -120,11 +152,11 @@ _JUDGES = {"ct": _judge_ct, "grey": _judge_grey}
 def _spacing(found: Found) -> tuple[float, float, float] | None:
     """What the JSON file beside the array says; None where there is none, or it says nothing."""
     beside = Path(found.path).with_suffix(".json")
-    if not beside.is_file():
+    if not beside.is_file() or beside.stat().st_size > _BESIDE_BYTES:
         return None
     try:
         said = json.loads(beside.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Refused(f"{beside.name} beside it is no JSON ({error})") from error
     if not isinstance(said, dict) or "spacing_mm_zyx" not in said:
         return None
@@ -140,14 +172,3 @@ def _spacing(found: Found) -> tuple[float, float, float] | None:
 def _is_length(mm: object) -> bool:
     number = isinstance(mm, int | float) and not isinstance(mm, bool)
     return number and math.isfinite(mm) and mm > 0
-
-
-def _as_kernels_take_it(voxels: np.ndarray) -> np.ndarray:
-    """Native byte order and a type of the kernels."""
-    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
-    if voxels.dtype in (np.uint8, np.int16, np.uint16, np.int32) or voxels.dtype.kind == "f":
-        return voxels.astype(np.float64) if voxels.dtype.itemsize > 8 else voxels
-    if voxels.dtype == np.int8:
-        return voxels.astype(np.int16)
-    fits = int(voxels.min()) >= -(2**31) and int(voxels.max()) < 2**31
-    return voxels.astype(np.int32 if fits else np.float64)

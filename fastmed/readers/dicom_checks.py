@@ -99,6 +99,12 @@ def check_rescale(headers: list[Header], strict: bool, notes: Notes) -> None:
     """Checks that the values can be made Hounsfield units, and can then be those of air."""
     for header in headers:
         name, kind = header.relative, header.rescale_type
+        if header.high_bit not in (-1, header.bits_stored - 1):
+            raise Doubt(
+                f"{name}: its HighBit {header.high_bit} does not fit its BitsStored "
+                f"{header.bits_stored}: which bits hold the values is unknown",
+                "not in hu",
+            )
         if kind not in _RESCALE_TYPES:
             raise Doubt(f"{name}: its RescaleType {kind[:16]!r} is not HU", "not in hu")
         for word, value in (("Slope", header.slope), ("Intercept", header.intercept)):

@@ -42,15 +42,22 @@ def codecs() -> dict[str, bool]:
 def decode_frame(header: Header, target: np.ndarray) -> bool:
     """Decodes a slice into `target` [H, W]; False where that is for pydicom to do or to refuse.
 
-    Raises RuntimeError on damaged JPEG-LS, over which pydicom's decoder may never end.
+    Raises RuntimeError on damaged JPEG-LS, over which pydicom's decoder may never end, and where a
+    stream is larger than its header says: pydicom's decoders would allocate what it asks for.
     """
     if not has_codec(header.transfer_syntax) or header.samples != 1 or header.frames != 1:
         return False
     frame = native_frame(header.path)
     if frame is None:
         return False
+    facts = None if header.transfer_syntax == _RLE else stream_facts(frame)
+    if facts is not None and facts.rows * facts.columns * facts.samples > target.size:
+        raise RuntimeError(
+            f"its stream has {facts.rows} x {facts.columns} pixels of {facts.samples} samples, its "
+            f"header says {target.shape[0]} x {target.shape[1]} of 1"
+        )
     try:
-        pixels = _decoded(header, frame, target)
+        pixels = _decoded(header, frame, facts, target)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         if header.transfer_syntax in _JPEG_LS:
             raise RuntimeError(f"{error}" or type(error).__name__) from error
@@ -75,13 +82,14 @@ def _codec(transfer_syntax: str):
     return getattr(imagecodecs, f"{name}_decode") if available else None
 
 
-def _decoded(header: Header, frame: bytes, target: np.ndarray) -> np.ndarray | None:
+def _decoded(
+    header: Header, frame: bytes, facts: StreamFacts | None, target: np.ndarray
+) -> np.ndarray | None:
     """The pixels in the type of `target`; None where the stream is not what the header says."""
     if header.transfer_syntax == _RLE:
         if not native_rle(frame, target):
             return None
         return _without_bits(target, header.bits_allocated - header.bits_stored)
-    facts = stream_facts(frame)
     fits = facts is not None and facts[:3] == (*target.shape, 1)
     if header.transfer_syntax in _JPEG_LS and not (
         fits and frame.rstrip(b"\0").endswith(_JPEG_END)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import filecmp
+import hashlib
 import math
-from collections import defaultdict
-from hashlib import sha256
+from collections import Counter
+from functools import cache
 
 from fastmed.readers import dicom_stack
 from fastmed.readers.dicom_header import NATIVE, Header
@@ -15,15 +15,15 @@ from fastmed.readers.dicom_quiet import quietly
 
 def without_identical_files(headers: list[Header], notes: Notes) -> list[Header]:
     """Drops byte-identical copies of one SOPInstanceUID."""
-    by_uid: dict[tuple[str, int], list[Header]] = defaultdict(list)
-    dropped = []
+    digest = cache(_file_digest)  # frames share a file
+    named = Counter(map(_image, headers))
+    kept, dropped = set(), []
     for header in headers:
-        image = (header.sop_instance_uid, header.frame)
-        twins = by_uid[image] if header.sop_instance_uid else []
-        if any(filecmp.cmp(header.path, twin.path, shallow=False) for twin in twins):
-            dropped.append(header)
-        else:
-            by_uid[image].append(header)
+        image = _image(header)
+        if header.sop_instance_uid and named[image] > 1:
+            if (copy := (image, digest(header.path))) in kept:
+                dropped.append(header)
+            kept.add(copy)
     _note_dropped(dropped, notes)
     gone = {header.path for header in dropped}
     return [header for header in headers if header.path not in gone]
@@ -39,6 +39,11 @@ def without_identical_images(runs: list[list[Header]], notes: Notes) -> list[lis
     kept = [_different(run, dropped) if len(run) > 1 else run for run in runs]
     _note_dropped(dropped, notes)
     return kept
+
+
+def differ_somewhere(runs: list[list[Header]]) -> bool:
+    """Whether slices at one position differ; reads no more than it takes to know."""
+    return any(len(run) > 1 and len(_different(run, [])) > 1 for run in runs)
 
 
 def one_per_position(runs: list[list[Header]], axis: int, strict: bool, notes: Notes) -> list:
@@ -65,6 +70,16 @@ def rank(header: Header) -> tuple:
     return (known, header.sop_instance_uid, header.frame, header.relative)
 
 
+def _image(header: Header) -> tuple[str, int, int]:
+    """What identical files of an image have in common, as far as their headers tell."""
+    return (header.sop_instance_uid, header.frame, header.file_bytes)
+
+
+def _file_digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def _different(run: list[Header], dropped: list[Header]) -> list[Header]:
     kept: list[tuple[Header, tuple]] = []
     for header in run:
@@ -84,7 +99,7 @@ def _one_place(one: Header, other: Header) -> bool:
 def _content(header: Header) -> tuple:
     """What makes the Hounsfield units of a slice: its stored pixels and how they are read."""
     try:
-        pixels = sha256(_stored_bytes(header)).digest()
+        pixels = hashlib.sha256(_stored_bytes(header)).digest()
     except Exception:  # unreadable pixels, whatever a parser raised on them, are nobody's copy
         pixels = (header.path, header.frame)
     return (

@@ -121,7 +121,7 @@ class Decoder:
             if worker.stdout.readinto(memoryview(pixels).cast("B")) != pixels.nbytes:
                 raise RuntimeError("its decoder crashed")
             return pixels
-        except BrokenPipeError as error:
+        except (BrokenPipeError, json.JSONDecodeError) as error:  # it ended, perhaps in its answer
             raise RuntimeError("its decoder crashed") from error
         finally:
             self._idle.put(worker)

@@ -36,7 +36,8 @@ def frames_of(header: Header) -> list[Header]:
             verdict="failed",
         )
     try:
-        return [_frame(header, k, _Groups(own, shared)) for k, own in enumerate(each)]
+        with quietly():  # values are parsed where they are asked for
+            return [_frame(header, k, _Groups(own, shared)) for k, own in enumerate(each)]
     except Exception as error:  # pydicom raises whatever its parsers meet in damaged bytes
         raise Doubt(
             f"{header.relative}: its functional groups are damaged; copy it again",

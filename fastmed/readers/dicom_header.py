@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fastmed.readers.dicom_native import native_raw
-from fastmed.readers.dicom_raw import ATTRIBUTES, NATIVE, RawHeader, is_marked, read_raw
+from fastmed.readers.dicom_raw import ATTRIBUTES, NATIVE, RawHeader, TooLarge, is_marked, read_raw
 from fastmed.readers.dicom_words import CODE
 from fastmed.readers.walk import Found
 
-__all__ = ["NATIVE", "Header", "read_header", "read_headers"]
+__all__ = ["NATIVE", "Header", "TooLarge", "read_header", "read_headers"]
 
 _DAMAGED = (
     "its DICOM header is damaged, cut short or does not say what it holds; copy the file again "
@@ -38,6 +38,7 @@ class Header:
     pixel_offset: first byte of native pixels, None for compressed ones.
     has_pixels: whether the file goes on after its header with pixel data.
     cut_short: whether compressed pixels lack their end.
+    high_bit: -1 if absent.
     frame: which image of a multi-frame file this is, from 0; position and the like are its own.
     stack: of which of the stacks or points in time that a multi-frame file declares; "" if none.
     """
@@ -76,6 +77,7 @@ class Header:
     pixel_offset: int | None
     slice_thickness: float | None = None
     reconstruction_diameter: float | None = None
+    high_bit: int = -1
     frame: int = 0
     stack: str = ""
 
@@ -110,14 +112,16 @@ def read_headers(
 def _answer(found: Found, raw: RawHeader | None) -> Header | OSError | ValueError | None:
     try:
         raw = raw or read_raw(found.path, found.file_bytes)
-    except OSError as error:
+        try:
+            return raw and _header(found, raw)
+        except ValueError:
+            if not is_marked(found.path):
+                return None
+            raise
+    except (OSError, TooLarge) as error:
         return error
     except ValueError as error:
         return _damaged(error)
-    try:
-        return raw and _header(found, raw)
-    except ValueError as error:
-        return _damaged(error) if is_marked(found.path) else None
 
 
 def _damaged(cause: ValueError) -> ValueError:
@@ -182,6 +186,7 @@ def _meaning(values: tuple[bytes, ...], little: bool) -> dict:
         "photometric": _code(raw["photometric"]),
         "bits_allocated": number("bits_allocated"),
         "bits_stored": number("bits_stored") or number("bits_allocated"),
+        "high_bit": number("high_bit", missing=-1),
         "signed": signed,
         "slope": _first_decimal(raw["slope"]),
         "intercept": _first_decimal(raw["intercept"]),

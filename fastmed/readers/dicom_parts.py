@@ -9,12 +9,17 @@ import numpy as np
 from fastmed.readers import dicom_stack
 from fastmed.readers.dicom_checks import COSINE_TOLERANCE
 from fastmed.readers.dicom_header import Header
+from fastmed.readers.dicom_notes import Doubt
 
 _SPACING_TOLERANCE = 1e-3  # relative: 0.5 mm over 500 mm
+_MOST = 256  # parts: each slice is held against each of them
 
 
 def parts_on_one_grid(headers: list[Header]) -> list[list[Header]]:
-    """Splits slices by rows, columns, pixel spacing and orientation; the largest part first."""
+    """Splits slices by rows, columns, pixel spacing and orientation; the largest part first.
+
+    Raises Doubt where nearly every slice would be a part of its own.
+    """
     alike: dict[tuple, list[Header]] = defaultdict(list)
     for header in headers:
         alike[header.rows, header.columns, header.pixel_spacing, header.orientation].append(header)
@@ -26,6 +31,9 @@ def parts_on_one_grid(headers: list[Header]) -> list[list[Header]]:
                 break
         else:
             parts.append(group)
+        if len(parts) > _MOST:
+            words, conditions = differences(parts)
+            raise Doubt(f"{words}: they lie in more than {_MOST} different planes", *conditions)
     return sorted(parts, key=len, reverse=True)
 
 

@@ -14,9 +14,9 @@ from fastmed.readers.dicom_decode import Decoder
 from fastmed.readers.dicom_header import NATIVE, Header
 from fastmed.readers.dicom_native import PixelSlice, cores, is_built, native_slices
 from fastmed.readers.series import Series
+from fastmed.readers.voxel_content import AIR_HU, KERNEL_INTEGERS
 from fastmed.volume import SourceSlice, Volume
 
-AIR_HU = -1024.0
 _TISSUE_HU = (-900.0, 3000.0)
 _BIG_ENDIAN = NATIVE[2]
 
@@ -27,8 +27,9 @@ def read_dicom(series: Series, *, allocate: Allocate = np.empty) -> Volume:
     """Reads the voxels of a DICOM series with the verdict "ok".
 
     Padding becomes air. Slices with one rescale stay as stored; with several, or of several
-    pixel types, they become float32 HU. Slices that do not lie on the grid's planes are
-    interpolated linearly between their neighbours along the stack.
+    pixel types, or of one that the kernels do not take, they become float32 HU. Slices that do
+    not lie on the grid's planes are interpolated linearly between their neighbours along the
+    stack.
 
     allocate: (shape, dtype) -> C-contiguous array that the voxels go to, such as one in pinned or
         in shared memory.
@@ -38,7 +39,8 @@ def read_dicom(series: Series, *, allocate: Allocate = np.empty) -> Volume:
     headers, stored = series.stored.headers, series.stored
     dtypes = {_dtype(header) for header in headers}
     rescales = {_rescale(header) for header in headers}
-    uniform = len(dtypes) == 1 and len(rescales) == 1
+    alike = len(dtypes) == 1 and len(rescales) == 1
+    uniform = alike and next(iter(dtypes)).str[1:] in KERNEL_INTEGERS
     slope, intercept = next(iter(rescales)) if uniform else (1.0, 0.0)
     dtype = next(iter(dtypes)) if uniform else np.dtype(np.float32)
     resliced = stored.z_index != tuple(range(stored.planes))
@@ -51,7 +53,7 @@ def read_dicom(series: Series, *, allocate: Allocate = np.empty) -> Volume:
         padded = _read_each(headers, slices, uniform)
 
     warnings = [*series.warnings]
-    if not uniform:
+    if not alike:
         warnings.append("slices differ in rescale or pixel type: converted to float32 HU")
     warnings += _padding_in_tissue(headers, padded)
     voxels = slices

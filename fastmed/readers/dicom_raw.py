@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from fastmed.readers.dicom_quiet import quietly
 
 _MARK_END = 132  # a preamble of 128 bytes, then "DICM"
 _HEAD_BYTES = 1 << 16  # most headers fit; a longer one is read again from the file
+_MOST_INFLATED = 1 << 30  # bytes of a deflated file, which pydicom unpacks into memory
+_PIECE = 1 << 20
 
 # By rising tag.
 ATTRIBUTES = {
@@ -37,6 +40,7 @@ ATTRIBUTES = {
     "pixel_spacing": 0x00280030,
     "bits_allocated": 0x00280100,
     "bits_stored": 0x00280101,
+    "high_bit": 0x00280102,
     "pixel_representation": 0x00280103,
     "padding": 0x00280120,
     "padding_limit": 0x00280121,
@@ -48,12 +52,17 @@ TAGS = [*ATTRIBUTES.values()]
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
 _UNDEFINED, _UNDEFINED_LENGTH = 0xFFFFFFFF, b"\xff\xff\xff\xff"
+_PIXEL_VRS = (b"OB", b"OW", b"UN")  # odd where they stand for a length, which no length is
 _FRAGMENT, _END_OF_FRAGMENTS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 NATIVE = (_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, _EXPLICIT_BIG)
+
+
+class TooLarge(ValueError):
+    """That a file unpacks to more than any scan holds."""
 
 
 class RawHeader(NamedTuple):
@@ -79,7 +88,8 @@ class RawHeader(NamedTuple):
 def read_raw(path: str | os.PathLike, file_bytes: int) -> RawHeader | None:
     """Reads a header by pydicom; None where the file is not DICOM.
 
-    Raises OSError where it cannot be opened and ValueError where pydicom cannot read it.
+    Raises OSError where it cannot be opened, TooLarge where it unpacks to too much, and ValueError
+    where pydicom cannot read it.
     """
     with open(path, "rb") as file:
         head = file.read(_MARK_END)
@@ -91,7 +101,7 @@ def read_raw(path: str | os.PathLike, file_bytes: int) -> RawHeader | None:
         try:
             with quietly():
                 return _read(file, head, file_bytes)
-        except OSError:
+        except (OSError, TooLarge):
             raise
         except Exception as error:  # pydicom raises whatever its parsers meet in damaged bytes
             if head[128:132] != b"DICM":
@@ -119,6 +129,7 @@ def _read(file, head: bytes, file_bytes: int) -> RawHeader:
     except Exception:  # perhaps only because the header goes on behind `head`
         complete = False
     if not complete:
+        _check_inflated(file, _MARK_END if head[128:_MARK_END] == b"DICM" else 0)
         file.seek(0)
         dataset, tail = _parse(file)
     raw = _raw_header(dataset, tail)
@@ -126,6 +137,26 @@ def _read(file, head: bytes, file_bytes: int) -> RawHeader:
     if is_open and raw.transfer_syntax not in NATIVE:
         return raw._replace(cut_short=not _has_end(file, tail.offset + 12))
     return raw
+
+
+def _check_inflated(file, meta_offset: int) -> None:
+    """Raises TooLarge where a deflated file unpacks to too much; zlib.error where it does not."""
+    from pydicom.filereader import read_dataset
+
+    file.seek(meta_offset)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    if meta.get("TransferSyntaxUID") != _DEFLATED:
+        return
+    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not inflate.eof and (piece := file.read(_PIECE)):
+        while piece:
+            total += len(inflate.decompress(piece, _PIECE))
+            if total > _MOST_INFLATED:
+                raise TooLarge(
+                    f"it unpacks to more than {_MOST_INFLATED} bytes, which no file of a CT holds; "
+                    "if it is one, store it in another transfer syntax"
+                )
+            piece = inflate.unconsumed_tail
 
 
 @dataclass(frozen=True)
@@ -157,6 +188,7 @@ def _raw_header(dataset, tail: _Tail) -> RawHeader:
         syntax = _IMPLICIT_LITTLE if implicit else _EXPLICIT_LITTLE if little else _EXPLICIT_BIG
     group, element = struct.unpack("<HH" if little else ">HH", tail.bytes[:4].ljust(4, b"\0"))
     has_pixels = group << 16 | element == _PIXEL_DATA
+    has_vr = tail.bytes[4:6] in _PIXEL_VRS  # whatever the transfer syntax says, as pydicom reads it
     return RawHeader(
         transfer_syntax=syntax,
         implicit=implicit,
@@ -166,7 +198,7 @@ def _raw_header(dataset, tail: _Tail) -> RawHeader:
         values=tuple(_value(dataset, tag) for tag in TAGS),
         has_pixels=has_pixels,
         cut_short=False,
-        pixel_offset=tail.offset + (8 if implicit else 12) if has_pixels else 0,
+        pixel_offset=tail.offset + (12 if has_vr else 8) if has_pixels else 0,
     )
 
 

@@ -23,6 +23,7 @@ class Stack:
     """A uniform grid through a stack of slices.
 
     state: UNIFORM, or what is doubtful: MISSING, UNEVEN or SHIFTED.
+    spacing: UNIFORM, MISSING or UNEVEN, also where the state is SHIFTED.
     words: the spacing in words, or what is wrong and where.
     first_lps_mm [3]: position of grid plane 0; step_lps_mm [3]: from one plane to the next.
     planes: number of planes; z_index [n]: where each slice lies among them, rising, 0 .. planes-1.
@@ -30,6 +31,7 @@ class Stack:
     """
 
     state: str
+    spacing: str
     words: str
     first_lps_mm: np.ndarray
     step_lps_mm: np.ndarray
@@ -72,17 +74,18 @@ def stack(positions_lps_mm: np.ndarray, normal: np.ndarray) -> Stack:
     residual = np.abs(depths - depths[0] - step_mm * np.arange(count)).max()
     if residual <= _tolerance(step_mm):
         z_index, planes = np.arange(count, dtype=np.float64), count
-        state, words = UNIFORM, f"uniform {millimetres(step_mm)} mm"
+        spacing, words = UNIFORM, f"uniform {millimetres(step_mm)} mm"
     else:
         z_index, planes = _grid_at_smallest_gap(depths, gaps)
-        state, words = _name_the_gaps(positions, gaps, normal, per_mm)
+        spacing, words = _name_the_gaps(positions, gaps, normal, per_mm)
+    state = spacing
     if sideways > _tolerance(step_mm):
         words = f"slices lie up to {sideways:.2f} mm beside the line of the stack" + (
-            "" if state == UNIFORM else f", {words}"
+            "" if spacing == UNIFORM else f", {words}"
         )
         state = SHIFTED
     step = span / (planes - 1)
-    return Stack(state, words, positions[0], step, planes, z_index, sideways)
+    return Stack(state, spacing, words, positions[0], step, planes, z_index, sideways)
 
 
 def millimetres(value: float) -> str:

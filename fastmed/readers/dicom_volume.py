@@ -15,9 +15,9 @@ from fastmed.readers.dicom_header import Header
 from fastmed.readers.dicom_notes import Doubt, Notes
 from fastmed.readers.dicom_split import Split, declared_split, find_split
 from fastmed.readers.series import Series
+from fastmed.readers.voxel_content import MAX_VOXELS
 
 MAX_PLANES = 2048
-MAX_VOXELS = 2**30
 
 
 def part_entries(part: list[Header], strict: bool, notes: Notes) -> list[Series]:
@@ -80,10 +80,11 @@ def _without_copies(runs: list[list[Header]], notes: Notes) -> tuple[list, Split
         return runs, None
     if split := declared_split(*_with_depths(runs)):
         return runs, split
+    split = find_split(*_with_depths(runs), False)
+    if split and copies.differ_somewhere(runs):
+        return runs, split
     fewer = Notes()
     single = copies.without_identical_images(runs, fewer)
-    if max(map(len, single)) > 1 and (split := find_split(*_with_depths(runs), False)):
-        return runs, split
     notes.add(*fewer.conditions, warning=" ".join(fewer.warnings))
     return single, None
 
@@ -104,7 +105,9 @@ def _judged(members: list[Header], found, strict: bool, notes: Notes) -> Series:
     first = members[0]
     row, column, _ = checks.axes(first)
     words = found.words
-    notes.add(_CONDITION[found.state])
+    states = dict.fromkeys([found.state, found.spacing])
+    doubts = [state for state in states if state != dicom_stack.UNIFORM]
+    notes.add(*(_CONDITION[state] for state in doubts or states))
     step_y, step_x = column * first.pixel_spacing[0], row * first.pixel_spacing[1]
     shape = (found.planes, first.rows, first.columns)
     if found.planes > MAX_PLANES or math.prod(shape) > MAX_VOXELS:
@@ -113,18 +116,23 @@ def _judged(members: list[Header], found, strict: bool, notes: Notes) -> Series:
             f"{first.columns}, above the limit of {MAX_PLANES} slices and {MAX_VOXELS} voxels",
             "too large",
         )
-    geometry = Geometry.from_axes(shape, found.first_lps_mm, [found.step_lps_mm, step_y, step_x])
+    try:
+        steps = [found.step_lps_mm, step_y, step_x]
+        geometry = Geometry.from_axes(shape, found.first_lps_mm, steps)
+    except ValueError as error:  # voxels of nearly no volume
+        raise Doubt(f"{words}: {error}", "no geometry") from error
     if geometry.tilt_degrees > dicom_stack.TILT_WORTH_NAMING_DEGREES:
         words = f"tilted {geometry.tilt_degrees:.1f} degrees, {words}"
         notes.add("tilted")
-    if found.state != dicom_stack.UNIFORM:
-        if found.state == dicom_stack.MISSING and found.planes > 2 * len(members):
+    if doubts:
+        if found.spacing == dicom_stack.MISSING and found.planes > 2 * len(members):
             raise Doubt(f"{words}: more than the {len(members)} that are there; find them")
         if strict:
-            raise Doubt(f"{words}; --lenient {_REMEDY[found.state]}")
+            remedy = " and ".join(_REMEDY[state] for state in doubts)
+            raise Doubt(f"{words}; --lenient {remedy}")
         if found.sideways_mm > min(first.pixel_spacing):
             raise Doubt(f"{words}: more than a pixel, so that no one grid holds them")
-        notes.add(warning=f"{words}: {_DONE[found.state]}")
+        notes.add(warning=f"{words}: {', '.join(_DONE[state] for state in doubts)}")
         words += f", laid on a uniform grid of {millimetres_of(geometry)} mm"
     return entry(
         members,

@@ -16,16 +16,26 @@ def decoded(path: str, frame: int = 0):
 
     Raises RuntimeError with one line that says why not, whatever the decoder raised.
     """
-    from pydicom import dcmread
     from pydicom.pixels import pixel_array
 
     try:
         with quietly():
-            return pixel_array(dcmread(path, force=True), index=frame)
+            return pixel_array(_source(path, frame), index=frame)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # damaged bytes: decoders raise anything, Rust ones even panic
         raise RuntimeError(f"{error}" or type(error).__name__) from error
+
+
+def _source(path: str, frame: int):
+    """What pydicom decodes a frame from: the whole file, which the first one is read with; else its
+    name, so that no more is read than the frame takes; of a deflated file always all of it."""
+    from pydicom import dcmread
+    from pydicom.filereader import read_file_meta_info
+
+    if frame > 0 and read_file_meta_info(path).TransferSyntaxUID.is_encapsulated:
+        return path
+    return dcmread(path, force=True)
 
 
 def main() -> None:

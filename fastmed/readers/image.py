@@ -10,17 +10,27 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
+from fastmed.readers.voxel_content import (
+    AIR_HU,
+    NOT_A_NUMBER,
+    as_kernels_take_it,
+    conditions_of,
+    content,
+    too_large,
+)
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
-_HEADER_BYTES = 1 << 16
-_SPACING = re.compile(rb"^\s*(ElementSpacing|ElementSize|space directions|spacings)\s*[:=]", re.M)
-_DIRECTION = re.compile(
-    rb"^\s*(TransformMatrix|Orientation|Rotation|space directions)\s*[:=]", re.M
+_HEADER_BYTES = 1 << 20
+_SPACING = re.compile(
+    rb"^[ \t]*(ElementSpacing|ElementSize|space directions|spacings)\s*[:=]", re.M
 )
-_WIDER = {"i1": "i2", "u4": "i4", "i8": "i4", "u8": "i4"}
-AIR_HU = -1024.0
+_DIRECTION = re.compile(
+    rb"^[ \t]*(TransformMatrix|Orientation|Rotation|space directions)\s*[:=]", re.M
+)
+_AXES = re.compile(rb"NDims\s*[:=]\s*(\S+)")
+_MOST_AXES = 9  # more than ten make ITK write where it must not
+_LINE_BYTES = 1000  # of a field in NRRD; longer ones crash its parser
 
 
 class _Refused(SeriesError):
@@ -51,6 +61,8 @@ def image_entry(found: Found, *, strict: bool) -> Series:
                 f"it has shape {shape}: expected one volume of three axes, no colour",
                 "single slice" if flat else "not in hu",
             )
+        if reason := too_large(shape):
+            raise _Refused(reason, "too large")
         geometry = image_geometry(reader, shape, strict, warnings)
         voxels = _voxels(found.path, found.relative)
         kind, reason = content((plane.ravel() for plane in voxels), 1.0, 0.0)
@@ -90,7 +102,7 @@ def read_image(series: Series) -> Volume:
         voxels = _voxels(series.stored.path, series.source)
     except SeriesError as error:
         raise SeriesError(f"{series.source}: {error}") from error
-    voxels = voxels.astype(_WIDER.get(voxels.dtype.str[1:], voxels.dtype), copy=False)
+    voxels = as_kernels_take_it(voxels)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
         voxels = np.where(real, voxels, voxels.dtype.type(AIR_HU))
         warnings.append(f"{np.count_nonzero(~real)} {NOT_A_NUMBER}: taken as air")
@@ -106,7 +118,9 @@ def read_image(series: Series) -> Volume:
 def _header(found: Found):
     import SimpleITK as sitk
 
+    _check_head(found)
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(_library(found.path))
     reader.SetFileName(found.path)
     try:
         reader.ReadImageInformation()
@@ -116,11 +130,40 @@ def _header(found: Found):
     return reader
 
 
+def _library(path: str) -> str:
+    """What reads a file by its name; left to itself, ITK would try all that it has on its bytes."""
+    return "NrrdImageIO" if path.lower().endswith((".nrrd", ".nhdr")) else "MetaImageIO"
+
+
+def _check_head(found: Found) -> None:
+    """Raises SeriesError for headers that are known to crash the library, and this process."""
+    head = _head(found.path)
+    if _library(found.path) == "NrrdImageIO":
+        fields = re.split(rb"\r?\n\r?\n", head, maxsplit=1)[0].splitlines()
+        if any(len(line) > _LINE_BYTES and b":=" not in line for line in fields):
+            raise SeriesError(f"a line of its header is longer than {_LINE_BYTES} bytes")
+    elif axes := [said for said in _AXES.findall(head) if not _is_few(said)]:
+        shown = axes[0][:16].decode("latin-1")
+        raise SeriesError(f"its header says that it has {shown!a} axes: expected 3")
+
+
+def _is_few(axes: bytes) -> bool:
+    try:
+        return 1 <= float(axes) <= _MOST_AXES
+    except ValueError:
+        return False
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_HEADER_BYTES)
+
+
 def _voxels(path: str, relative: str) -> np.ndarray:
     import SimpleITK as sitk
 
     try:
-        return sitk.GetArrayFromImage(sitk.ReadImage(path))
+        return sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO=_library(path)))
     except RuntimeError as error:
         reason = last_line(error, path, relative)
         raise SeriesError(f"its voxels cannot be read ({reason})") from error
@@ -128,8 +171,7 @@ def _voxels(path: str, relative: str) -> np.ndarray:
 
 def image_geometry(reader, shape_zyx, strict: bool, warnings: list[str]) -> Geometry:
     """Where the voxels of an opened image file are; SeriesError where that would be guessed."""
-    with open(reader.GetFileName(), "rb") as file:
-        head = file.read(_HEADER_BYTES)
+    head = _head(reader.GetFileName())
     if not _SPACING.search(head):
         raise _Refused("its header names no voxel spacing: the geometry would be guessed")
     if not _DIRECTION.search(head):

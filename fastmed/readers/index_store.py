@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import fastmed
 from fastmed.cache_folder import cache_folder
+from fastmed.errors import FastmedError
 
 try:
     import fcntl
@@ -70,15 +72,28 @@ class Counts:
 class IndexStore:
     """One SQLite database of one set of searched folders; counts says what the last index did.
 
-    kept: whether another index finds what this one writes.
+    path: where another index finds what this one writes; None where it does not.
     """
 
-    def __init__(self, database: sqlite3.Connection, kept: bool) -> None:
+    def __init__(self, database: sqlite3.Connection, path: Path | None) -> None:
         self.database = database
-        self.kept = kept
+        self.path = path
         self.counts = Counts()
         database.execute(_SHOWN)
         database.execute(_TAKEN)
+
+    @property
+    def kept(self) -> bool:
+        """Whether another index finds what this one writes."""
+        return self.path is not None
+
+    def failed(self, error: sqlite3.Error) -> FastmedError:
+        """What a user is told where the store cannot be used any longer."""
+        where = self.path or f"the index's store in {tempfile.gettempdir()}"
+        if "full" in str(error):
+            return FastmedError(f"{where}: no space left on device; free some space")
+        remedy = "remove it" if self.path else "look at that disk"
+        return FastmedError(f"{where} cannot be used ({error}); {remedy}")
 
 
 @contextmanager
@@ -103,14 +118,14 @@ def open_store(
         kept = free and _opened(path, fresh)
         other = None if free or fresh else _copied(path)
         with closing(kept or other or _temporary()) as database:
-            yield IndexStore(database, bool(kept))
+            yield IndexStore(database, path if kept else None)
 
 
 @contextmanager
 def temporary_store() -> Iterator[IndexStore]:
     """A store of its own that ends with its use; SQLite puts on disk what its cache cannot hold."""
     with closing(_temporary()) as database:
-        yield IndexStore(database, False)
+        yield IndexStore(database, None)
 
 
 @cache

@@ -10,8 +10,10 @@ import hashlib
 import heapq
 import json
 import os
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import islice
 
@@ -48,15 +50,21 @@ _NO_GROUP = 0  # of the entry of all files that are no scan
 def stream(
     listings: Iterable[Listing], store: IndexStore, *, strict: bool, modality: str
 ) -> Iterator[Series]:
-    """Brings a store up to what lies in the folders, then yields its entries in order."""
+    """Brings a store up to what lies in the folders, then yields its entries in order.
+
+    Raises FastmedError where the store is damaged, or its disk is full.
+    """
     index = _Stream(store, strict, modality)
     try:
         index.look(listings)
         index.judge()
         yield from index.entries()
+    except sqlite3.Error as error:
+        raise store.failed(error) from error
     finally:
         if store.database.in_transaction:
-            store.database.execute("ROLLBACK")
+            with suppress(sqlite3.Error):
+                store.database.execute("ROLLBACK")
 
 
 class _Stream:
@@ -320,10 +328,13 @@ class _Stream:
             " ORDER BY rank, place"
         )
         take = "INSERT OR IGNORE INTO taken VALUES (?)"
+        next_copy: dict[str, int] = {}  # of names that several have
         for place, raw in ranked:
-            name, copy = _text(raw), 2
+            name = plain = _text(raw)
+            copy = next_copy.get(plain.casefold(), 2)
             while not self._sql(take, (_bytes(name.casefold()),)).rowcount:
-                name, copy = f"{_text(raw)}-{copy}", copy + 1
+                name, copy = f"{plain}-{copy}", copy + 1
+                next_copy[plain.casefold()] = copy
             self._sql("UPDATE shown SET name = ? WHERE place = ?", (_bytes(name), place))
 
 

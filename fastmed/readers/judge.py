@@ -57,11 +57,16 @@ def judge(founds: Iterable[Found], *, strict: bool = True, modality: str = "ct")
     Raises UsageError where the modality is unknown.
     """
     check_modality(modality)
+    return judge_facts(facts_of(founds, modality), strict=strict, modality=modality)
+
+
+def judge_facts(facts: Iterable[Fact], *, strict: bool, modality: str) -> list[Series]:
+    """Judges what is known of files, as `judge` does."""
     entries: list[tuple[tuple, Series]] = []
     others: list[Found] = []
     groups: dict[tuple, list[Fact]] = defaultdict(list)
     cut: dict[str, str] = {}
-    for fact in facts_of(founds, modality):
+    for fact in facts:
         if is_cut_archive(fact):
             cut[fact.found.path] = fact.condition
         if fact.sort == DICOM:
@@ -181,7 +186,7 @@ def first_of(group: list[Fact]) -> tuple[str, str]:
 
 
 def entries_of(group: list[Fact], strict: bool) -> list[Series]:
-    """Judges the DICOM files of one group; an error of the disk fails the group, nothing else."""
+    """Judges the DICOM files of one group; an error fails the group, nothing else."""
     headers = [fact.header for fact in group]
     founds = [fact.found for fact in group]
     try:
@@ -196,10 +201,11 @@ def entries_of(group: list[Fact], strict: bool) -> list[Series]:
         with unpacked(founds) as there:
             moved = [replace(h, path=t.path) for h, t in zip(headers, there, strict=True)]
             return _judged(moved, founds, strict)
-    except (OSError, SeriesError) as error:
+    except ImportError:  # a broken installation is no damaged file
+        raise
+    except Exception as error:  # what is wrong with one series stops no other
         first = min(founds, key=lambda found: (found.relative, found.place))
-        reason = getattr(error, "strerror", None) or str(error)
-        entry = _damaged(first, reason, "damaged")
+        entry = _damaged(first, _why(error), "damaged")
         return [replace(entry, files=len(group), members=tuple(founds))]
 
 
@@ -236,15 +242,33 @@ def entry_of(fact: Fact, strict: bool, modality: str) -> Series | None:
         return None
     try:
         with unpacked([fact.found]) as (there,):
-            entry = judged(there, strict, modality)
             beside = companions(there, modality)
-    except (OSError, SeriesError) as error:
-        return _damaged(fact.found, getattr(error, "strerror", None) or str(error), "damaged")
+            if fact.found.member:
+                _check_inside(there, beside)
+            entry = judged(there, strict, modality)
+    except ImportError:  # a broken installation is no damaged file
+        raise
+    except Exception as error:  # what is wrong with one file stops no other
+        return _damaged(fact.found, _why(error), "damaged")
     if entry is None:
         return None
     stored = None if fact.found.member else entry.stored
     beside = [_as_member(other, fact.found) for other in beside] if fact.found.member else beside
     return replace(entry, members=(fact.found, *beside), stored=stored)
+
+
+def _check_inside(there: Found, beside: list[Found]) -> None:
+    """Raises SeriesError where a member of an archive names files that are none of its."""
+    folder = os.path.dirname(there.path)
+    if any(os.path.dirname(other.path) != folder for other in beside):
+        raise SeriesError("it names a file outside of its archive for its voxels; it is not read")
+
+
+def _why(error: Exception) -> str:
+    """What an entry says of an error: its words where they are for people, else its kind alone."""
+    if isinstance(error, OSError | SeriesError):
+        return getattr(error, "strerror", None) or str(error)
+    return f"it cannot be judged (an unexpected {type(error).__name__}); please report this"
 
 
 def _as_member(beside: Found, packed: Found) -> Found:
@@ -275,7 +299,10 @@ def _fact(found: Found, there: Found, header: Header | Exception | None) -> Fact
     if isinstance(header, OSError):
         return Fact(found, DAMAGED, reason=header.strerror or str(header), passing=True)
     if isinstance(header, Exception):
-        return Fact(found, DAMAGED, reason=str(header))
+        from fastmed.readers.dicom_header import TooLarge
+
+        condition = "too large" if isinstance(header, TooLarge) else "damaged"
+        return Fact(found, DAMAGED, reason=str(header), condition=condition)
     if header is not None:
         return Fact(found, DICOM, replace(header, path=found.place) if found.member else header)
     if envelope := _envelope(there):

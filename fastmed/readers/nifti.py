@@ -12,15 +12,20 @@ import numpy as np
 from fastmed.errors import SeriesError
 from fastmed.geometry import Geometry
 from fastmed.readers.series import Series, name_from_path, one_line
-from fastmed.readers.voxel_content import NOT_A_NUMBER, conditions_of, content
+from fastmed.readers.voxel_content import (
+    AIR_HU,
+    NOT_A_NUMBER,
+    as_kernels_take_it,
+    conditions_of,
+    content,
+    too_large,
+)
 from fastmed.readers.walk import Found
 from fastmed.volume import Volume
 
 _CHUNK_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
 _UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # the codes for metre, millimetre, micrometre
-_WIDER = {"i1": "i2", "u4": "f8", "i8": "f8", "u8": "f8", "f16": "f8"}  # what the kernels lack
-AIR_HU = -1024.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +100,7 @@ def read_nifti(series: Series) -> Volume:
         view = view[len(block) :]
     if not stored.dtype.isnative:
         voxels = voxels.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
-    voxels, warnings = _as_kernels_take_it(voxels), list(series.warnings)
+    voxels, warnings = as_kernels_take_it(voxels), list(series.warnings)
     if voxels.dtype.kind == "f" and not (real := np.isfinite(voxels)).all():
         voxels[~real] = (AIR_HU - stored.intercept) / stored.slope
         warnings.append(f"{np.count_nonzero(~real)} {NOT_A_NUMBER}: taken as air")
@@ -129,6 +134,8 @@ def _shape(image) -> tuple[int, int, int]:
     if shape[2] == 1:
         reason = "a volume with one slice: the distance between slices is unknown"
         raise _Refused(reason, "single slice")
+    if reason := too_large(shape[::-1]):
+        raise _Refused(reason, "too large")
     return shape[::-1]
 
 
@@ -243,14 +250,3 @@ def _gunzipped(file, where: str) -> Iterator[bytes]:
                 packed, unpack = unpack.unused_data.lstrip(b"\0"), zlib.decompressobj(wbits=31)
     except zlib.error as error:
         raise SeriesError(f"{where}its gzip data is damaged ({error}); copy it again") from error
-
-
-def _as_kernels_take_it(voxels: np.ndarray) -> np.ndarray:
-    wider = _WIDER.get(voxels.dtype.str[1:])
-    if wider is None:
-        return voxels
-    if wider == "f8" and voxels.dtype.kind in "iu":
-        low, high = int(voxels.min()), int(voxels.max())
-        if low >= -(2**31) and high < 2**31:
-            wider = "i4"
-    return voxels.astype(wider)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastmed.errors import SeriesError
-from fastmed.readers.packed_limits import Unsafe, check_member, check_name
+from fastmed.readers.packed_limits import PATH_CHARS, Unsafe, check_member, check_name
 from fastmed.readers.packed_tar import tar_items
 from fastmed.readers.packed_zip import zip_items
 from fastmed.readers.walk import Found
@@ -60,7 +60,10 @@ def members(archive: Found) -> Iterator[Member]:
     try:
         for item in items(archive.path):
             problem, condition, name = item.problem, item.condition, item.name
-            if name in seen:
+            if len(name) > PATH_CHARS:  # 200,000 of these would fill the memory
+                problem = f"its name is longer than {PATH_CHARS} characters; it is not unpacked"
+                name = f"{name[:80]}... (member {len(seen) + 1})"
+            while name in seen:
                 name, problem = f"{name} (again)", "its name is in the archive more than once"
             seen.add(name)
             try:
@@ -88,7 +91,10 @@ def members(archive: Found) -> Iterator[Member]:
 
 
 def copy_out(member: Member, path: str | os.PathLike) -> None:
-    """Unpacks one member to `path`. Raises SeriesError where its bytes are damaged."""
+    """Unpacks one member to `path`.
+
+    Raises SeriesError where its bytes are damaged, OSError where the disk fails.
+    """
     try:
         with member.open() as source, open(path, "wb") as target:
             left = member.found.file_bytes
@@ -101,7 +107,9 @@ def copy_out(member: Member, path: str | os.PathLike) -> None:
             raise EOFError("it holds less than it says")
     except Unsafe as unsafe:
         raise SeriesError(str(unsafe)) from unsafe
-    except _UNREADABLE as error:
+    except Exception as error:  # each way of packing raises errors of its own on damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
         raise SeriesError(f"it cannot be unpacked ({_words(error)}); copy it again") from error
 
 

@@ -11,6 +11,7 @@ MEMBERS = 200_000  # of one archive: their list is held in memory
 MEMBER_BYTES = 8 << 30
 _HARMLESS_BYTES = 1 << 30  # below this, an archive may unpack to any multiple of its size
 _RATIO = 200  # CT is packed 2 to 5 times, a label map perhaps 100 times
+PATH_CHARS = 4096  # of a file with its folders
 _NAME_BYTES = 200  # of a file without its folders; common disks take 255
 _DRIVE = re.compile(r"[A-Za-z]:")
 

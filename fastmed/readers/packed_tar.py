@@ -44,6 +44,8 @@ def _items(tar: tarfile.TarFile, is_gzip: bool) -> Iterator[Item]:
         count += 1
         if count > MEMBERS:
             raise Unsafe(f"it holds more files than the limit of {MEMBERS}", "too large")
+        if info.size < 0:  # it would lead back to what was read
+            raise tarfile.TarError("a header says that it is smaller than any is")
         if info.issym():
             problem = "a link, which is not followed inside an archive"
         elif info.issparse():

@@ -13,8 +13,8 @@ from fastmed.readers.packed_limits import MEMBERS, Item, Unsafe, check_ratio
 
 _DIRECTORY_BYTES = 64 << 20
 _END, _END_64, _LOCATOR_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-_MARK = b"PK"
-_END_BYTES, _LOCATOR_BYTES, _COMMENT_BYTES = 22, 20, 1 << 16
+_MARK, _ENTRY = b"PK", b"PK\x01\x02"
+_END_BYTES, _LOCATOR_BYTES, _RECORD_BYTES, _COMMENT_BYTES = 22, 20, 56, 1 << 16
 _ENCRYPTED = 1
 
 
@@ -56,10 +56,15 @@ def _check_directory(file: BinaryIO) -> None:
     count, size = struct.unpack("<HL", tail[at + 10 : at + 16])
     locator = tail[at - _LOCATOR_BYTES : at] if at >= _LOCATOR_BYTES else b""
     if locator.startswith(_LOCATOR_64):
-        file.seek(struct.unpack("<Q", locator[8:16])[0])
-        record = file.read(56)
-        if record.startswith(_END_64) and len(record) == 56:
+        # There zipfile looks for it, wherever the locator says that it is.
+        file.seek(max(0, tail_at + at - _LOCATOR_BYTES - _RECORD_BYTES))
+        record = file.read(_RECORD_BYTES)
+        if record.startswith(_END_64) and len(record) == _RECORD_BYTES:
             count, size = struct.unpack("<QQ", record[32:48])
+            at -= _LOCATOR_BYTES + _RECORD_BYTES
+    if count <= MEMBERS and size <= _DIRECTORY_BYTES:  # which may list more than it says
+        file.seek(max(0, tail_at + at - size))
+        count = max(count, file.read(size).count(_ENTRY))
     if count > MEMBERS or size > _DIRECTORY_BYTES:
         raise Unsafe(f"it lists {count} files, above the limit of {MEMBERS}", "too large")
     file.seek(0)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from fastmed.errors import SeriesError
-from fastmed.readers.judge import judge
+from fastmed.readers.judge import facts_of, judge_facts
 from fastmed.readers.packed import unpacked
 from fastmed.readers.series import Series
 
@@ -33,8 +33,9 @@ def reread(series: Series) -> Series:
     Raises SeriesError where the files make another volume than the one that was judged.
     """
     modality = "grey" if series.kind == "grey image" else "ct"
+    facts = list(facts_of(series.members, modality))
     for strict in (True, False):
-        now = judge(series.members, strict=strict, modality=modality)
+        now = judge_facts(facts, strict=strict, modality=modality)
         for entry in now:
             if _agree(entry, series):
                 return replace(series, stored=entry.stored)

@@ -129,10 +129,13 @@ def with_unique_names(entries: list[Series]) -> list[Series]:
     """Appends -2, -3, ... to names that are taken; what can be read keeps the plain name."""
     names: dict[int, str] = {}
     taken: set[str] = set()
+    next_copy: dict[str, int] = {}
     for k in sorted(range(len(entries)), key=lambda k: RANK[entries[k].verdict]):
-        name, copy = entries[k].name, 2
+        name = entries[k].name
+        copy = next_copy.get(name.casefold(), 2)
         while name.casefold() in taken:
             name, copy = f"{entries[k].name}-{copy}", copy + 1
+            next_copy[entries[k].name.casefold()] = copy
         taken.add(name.casefold())
         names[k] = name
     return [replace(entry, name=names[k]) for k, entry in enumerate(entries)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from fastmed.geometry import Geometry
 from fastmed.readers.dicom_stack import TILT_WORTH_NAMING_DEGREES
 
+AIR_HU = -1024.0  # of voxels that have no value
+KERNEL_INTEGERS = ("u1", "i2", "u2", "i4")  # that the kernels take as they are stored
+MAX_VOXELS = 2**30  # of one scan, whatever holds it
 NOT_A_NUMBER = "voxels are not a number"  # in a reader's warning
 AIR_BELOW_HU = -200.0  # a body, its lungs and the air around it are never all above this
 _LABELS = 256  # a label map has no more different values than this
@@ -45,6 +49,27 @@ def content(blocks: Iterable[np.ndarray], slope: float, intercept: float) -> tup
         f"{found}: neither Hounsfield units (air is missing: nothing lies below "
         f"{AIR_BELOW_HU:g}) nor labels; store the scan in HU"
     )
+
+
+def too_large(shape: tuple[int, ...]) -> str:
+    """Why voxels of this shape are not read, from the header alone; "" where they may be."""
+    if math.prod(shape) <= MAX_VOXELS:
+        return ""
+    size = " x ".join(map(str, shape))
+    return f"it says that it has {size} voxels, above the limit of {MAX_VOXELS}; crop it"
+
+
+def as_kernels_take_it(voxels: np.ndarray) -> np.ndarray:
+    """The same values in native byte order and in a type of the kernels."""
+    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    if voxels.dtype.kind == "f":
+        return voxels.astype(np.float64) if voxels.dtype.itemsize > 8 else voxels
+    if voxels.dtype.str[1:] in KERNEL_INTEGERS:
+        return voxels
+    if voxels.dtype == np.int8:
+        return voxels.astype(np.int16)
+    fits = int(voxels.min()) >= -(2**31) and int(voxels.max()) < 2**31
+    return voxels.astype(np.int32 if fits else np.float64)
 
 
 def conditions_of(kind: str, geometry: Geometry) -> tuple[str, ...]:

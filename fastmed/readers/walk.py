@@ -15,6 +15,7 @@ MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 4096  # of its beginning; the list of series that follows may be long
 _BY_FASTMED = re.compile(rb'\s*\{\s*"(program"\s*:\s*"fastmed"|fastmed"\s*:)')
 _PIECE = 4096  # files of one folder that are listed at once
+_63_BITS = (1 << 63) - 1  # which is what SQLite holds; inodes and times may be larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,11 @@ def listings(
     yield from _Walk(excluded).listings(roots)
 
 
+def stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """Size, mtime_ns and inode of a file, by which a changed one is told from an unchanged one."""
+    return status.st_size, status.st_mtime_ns & _63_BITS, status.st_ino & _63_BITS
+
+
 class _Walk:
     """One walk: which folders were searched, and which files were met that may be met again."""
 
@@ -159,7 +165,7 @@ class _Walk:
                 problems.append(Found(start + name, prefix + name, 0, error.strerror or str(error)))
                 continue
             if self._is_new(status):
-                rows.append((name, status.st_size, status.st_mtime_ns, status.st_ino))
+                rows.append((name, *stamp(status)))
         if rows or problems:
             yield Listing(folder, prefix, rows, problems)
 
@@ -188,8 +194,7 @@ class _Walk:
             yield Listing(folder, prefix, [], [problem])
             return
         if home not in self._folders and self._is_new(status, linked=True):
-            row = (name, status.st_size, status.st_mtime_ns, status.st_ino)
-            yield Listing(folder, prefix, [row], [])
+            yield Listing(folder, prefix, [(name, *stamp(status))], [])
 
 
 def _names(folder: str) -> tuple[list[str], list[str], list[str]]:

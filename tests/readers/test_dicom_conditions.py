@@ -7,6 +7,7 @@ import pydicom
 import pytest
 import scans as make
 
+from fastmed.readers import dicom_copies
 from fastmed.readers.dicom import series_of
 from fastmed.readers.dicom_header import read_header
 from fastmed.readers.index import index, read_series
@@ -39,6 +40,12 @@ def encrypt_attributes(file) -> None:
     item.EncryptedContentTransferSyntaxUID = "1.2.840.10008.1.2"
     item.EncryptedContent = b"\x30\x80" + bytes(60)
     make.edit(file, EncryptedAttributesSequence=[item], ImagePositionPatient=None)
+
+
+def shrink(files) -> None:
+    """To slices 0.02 mm apart, with pixels of 0.2 micrometres."""
+    for k, file in enumerate(files):
+        make.edit(file, ImagePositionPatient=[0, 0, 0.02 * k], PixelSpacing=[0.0002, 0.0002])
 
 
 def bare_unsigned(folder) -> None:
@@ -78,6 +85,21 @@ SERIES = {
         "refused",
         "refused",
     ),
+    "shifted a little, and a slice missing": (
+        lambda files: [make.move(files[6], by_lps_mm=(0.4, 0, 0)), files[4].unlink()],
+        ["missing slices", "shifted slices"],
+        "refused",
+        "ok",
+    ),
+    "shifted a little, and more slices missing than there": (
+        lambda files: (
+            [make.move(file, by_lps_mm=(0, 0, 40)) for file in files[5:]]
+            + [make.move(files[3], by_lps_mm=(0.4, 0, 0))]
+        ),
+        ["missing slices", "shifted slices"],
+        "refused",
+        "refused",
+    ),
     "identical copies": (
         lambda files: [
             file.with_suffix(".copy").write_bytes(file.read_bytes()) for file in files[2:4]
@@ -112,6 +134,20 @@ SERIES = {
         "refused",
         "ok",
     ),
+    "no rescale, but said to be HU": (
+        lambda files: make.edit_all(
+            files, RescaleSlope=None, RescaleIntercept=None, RescaleType="HU"
+        ),
+        ["uniform", "no rescale"],
+        "ok",
+        "ok",
+    ),
+    "an unspecified unit": (
+        lambda files: make.edit_all(files, RescaleType="US"),
+        ["uniform"],
+        "ok",
+        "ok",
+    ),
     "a rescale of zero": (
         lambda files: make.edit_all(files, RescaleSlope=0),
         ["no rescale"],
@@ -136,9 +172,21 @@ SERIES = {
         "refused",
         "refused",
     ),
+    "bits that do not fit together": (
+        lambda files: make.edit_all(files, BitsStored=12, HighBit=15),
+        ["not in hu"],
+        "refused",
+        "refused",
+    ),
     "inverted": (
         lambda files: make.edit_all(files, PhotometricInterpretation="MONOCHROME1"),
         ["not in hu"],
+        "refused",
+        "refused",
+    ),
+    "voxels of nearly no volume": (
+        lambda files: shrink(files),
+        ["uniform", "no geometry"],
         "refused",
         "refused",
     ),
@@ -351,3 +399,32 @@ def test_no_number_in_a_header_breaks_the_judge(case, strict, tmp_path):
     entries = series_of([replace(header, **EXTREME[case]) for header in headers], strict=strict)
     assert {entry.verdict for entry in entries} <= {"ok", "refused", "failed"}
     assert all(entry.reason for entry in entries)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_slices_that_all_lie_in_planes_of_their_own_are_refused_as_one(strict, tmp_path):
+    (file, *_) = make.series(tmp_path)
+    header = read_header(str(file), "0001.dcm", file.stat().st_size)
+    turned = []
+    for k, angle in enumerate(np.linspace(0, 2 * np.pi, 3000, endpoint=False)):
+        cos, sin = float(np.cos(angle)), float(np.sin(angle))
+        axes, uid = (cos, sin, 0.0, -sin, cos, 0.0), f"1.2.{k}"
+        turned.append(replace(header, orientation=axes, sop_instance_uid=uid))
+    (entry,) = series_of(turned, strict=strict)
+    assert (entry.verdict, entry.conditions) == ("refused", ("mixed orientations",))
+    assert "more than 256 different planes" in entry.reason
+    assert entry.files == 1
+
+
+def test_files_that_share_one_uid_are_each_read_once_to_tell_copies(tmp_path, monkeypatch):
+    files = make.series(tmp_path)
+    make.edit_all(files, SOPInstanceUID="1.2.3")
+    (tmp_path / "copy").write_bytes(files[4].read_bytes())
+    reads = []
+    digest = dicom_copies._file_digest
+    monkeypatch.setattr(
+        dicom_copies, "_file_digest", lambda path: reads.append(path) or digest(path)
+    )
+    entry = told(tmp_path, strict=True)
+    assert (entry.verdict, entry.conditions) == ("ok", ("uniform", "identical copies"))
+    assert len(reads) == len(set(reads)) == 10

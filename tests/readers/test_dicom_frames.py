@@ -46,6 +46,20 @@ def test_frames_in_any_order_are_the_volume_that_was_written(syntax, legacy, tmp
     assert len({at.name for at in volume.slices}) == 5
 
 
+@pytest.mark.parametrize("syntax", ["RLE", "JPEG 2000 lossless"])
+def test_the_whole_of_a_compressed_file_is_read_once_not_for_each_frame(
+    syntax, tmp_path, monkeypatch
+):
+    scan = make.volume((6, 40, 36))
+    make.enhanced(tmp_path / "a.dcm", scan, transfer_syntax=SYNTAXES[syntax])
+    entry = only(index(tmp_path))
+    reads = []
+    dcmread = pydicom.dcmread
+    monkeypatch.setattr(pydicom, "dcmread", lambda *a, **k: reads.append(a) or dcmread(*a, **k))
+    np.testing.assert_array_equal(read_series(entry).hu(), scan.hu())
+    assert len(reads) == 1
+
+
 def test_rescale_of_each_frame_is_honoured(tmp_path):
     scan = make.volume((4, 12, 14))
     path = make.enhanced(tmp_path / "a.dcm", scan)
@@ -169,6 +183,17 @@ def test_text_that_is_no_unit_is_not_shown(tmp_path):
     entry = only(index(tmp_path))
     assert (entry.verdict, entry.conditions) == ("refused", ("enhanced multi-frame", "not in hu"))
     assert "Doe" not in entry.reason.title()
+
+
+def test_functional_groups_are_read_without_a_warning(tmp_path, recwarn):
+    path = make.enhanced(tmp_path / "a.dcm", make.volume((4, 12, 14)))
+    dataset = pydicom.dcmread(path)
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        groups.FrameContentSequence[0].StackID = "longer than a short text"
+    dataset.save_as(path)
+    recwarn.clear()
+    assert only(index(tmp_path)).verdict == "ok"
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_a_report_refers_to_the_file_once(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scans as make
 
+from fastmed.readers import dicom_copies
 from fastmed.readers.index import index, read_series
 
 
@@ -189,3 +190,15 @@ def test_acquisitions_of_a_tilted_gantry_are_told_apart_too(tilt, tmp_path):
     assert [entry.verdict for entry in entries] == ["ok", "ok"]
     for entry in entries:
         np.testing.assert_allclose(entry.geometry.affine, scan.geometry.affine, atol=1e-9)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_pixels_of_acquisitions_are_read_only_until_two_differ(strict, tmp_path, monkeypatch):
+    files = make.series(tmp_path)
+    make.second(files, tmp_path / "more", values=7, AcquisitionNumber="2")
+    read = []
+    content = dicom_copies._content
+    monkeypatch.setattr(dicom_copies, "_content", lambda h: read.append(h.path) or content(h))
+    entries = index(tmp_path, strict=strict)
+    assert {"several acquisitions"} <= set(entries[0].conditions)
+    assert len(read) == 2

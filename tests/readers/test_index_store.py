@@ -15,6 +15,7 @@ import pytest
 import scans as make
 from test_series_record import odd_archive
 
+from fastmed.errors import FastmedError
 from fastmed.readers import index_store
 from fastmed.readers.index import index, iter_index, read_series
 from fastmed.readers.index_store import open_store
@@ -326,3 +327,27 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
     _, few, peak_of_few, many, peak_of_many = map(int, out.split()[1:])
     assert (few, many) == (20, 60)
     assert peak_of_many < 1.25 * peak_of_few
+
+
+def test_a_store_that_is_damaged_within_is_named_with_what_to_do(tmp_path, cache):
+    for k in range(30):
+        make.series(tmp_path / f"{k}", make.volume(seed=k))
+    kept(tmp_path)
+    (path,) = cache.glob("*.sqlite")
+    content = bytearray(path.read_bytes())
+    content[3 * 4096 :] = bytes(len(content) - 3 * 4096)
+    path.write_bytes(content)
+    with pytest.raises(FastmedError, match=rf"{path.name} cannot be used \(.*\); remove it"):
+        kept(tmp_path)
+    path.unlink()
+    assert len(kept(tmp_path)[0]) == 30
+
+
+def test_a_store_without_room_is_named_with_what_to_do(tmp_path, cache):
+    make.series(tmp_path)
+    with open_store(tmp_path) as store:
+        (pages,) = store.database.execute("PRAGMA page_count").fetchone()
+        store.database.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(FastmedError, match="no space left on device; free some space"):
+            list(iter_index(tmp_path, store=store))
+    assert len(kept(tmp_path)[0]) == 1

@@ -252,6 +252,40 @@ def test_implicit_files_whose_pixels_begin_with_ones_are_whole(tmp_path, monkeyp
         assert (volume.voxels == 0xFFFF).all()
 
 
+SAYS_EXPLICIT = b"UI\x14\x001.2.840.10008.1.2.1\0"
+
+
+@pytest.mark.parametrize("says", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+def test_a_file_that_is_coded_in_another_way_than_it_says_keeps_its_pixels(says, tmp_path):
+    scan = make.volume((4, 20, 24))
+    for file in make.series(tmp_path, scan):
+        if says == "1.2.840.10008.1.2":
+            is_so, wanted = SAYS_EXPLICIT, b"UI\x14\x001.2.840.10008.1.2\0\0\0"
+        else:
+            make.transcode(file, "1.2.840.10008.1.2")
+            is_so, wanted = b"UI\x12\x001.2.840.10008.1.2\0", SAYS_EXPLICIT
+        content = file.read_bytes()
+        assert content.count(is_so) == 1
+        file.write_bytes(content.replace(is_so, wanted))
+        assert read_header(str(file), "a", file.stat().st_size).transfer_syntax == says
+    (volume,) = read(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, scan.voxels)
+
+
+def test_a_deflated_file_that_unpacks_to_too_much_is_refused_before_it_does(tmp_path, monkeypatch):
+    (path,) = make.series(tmp_path, make.volume((1, 200, 240)))
+    make.edit(path, ImageComments="x" * 10_000, PixelData=bytes(2 * 200 * 240))
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x00091010, "OB", os.urandom(1 << 17))  # a header beyond the first look
+    dataset.save_as(path)
+    make.transcode(path, "1.2.840.10008.1.2.1.99")
+    assert index(tmp_path)[0].conditions == ("single slice",)
+    monkeypatch.setattr("fastmed.readers.dicom_raw._MOST_INFLATED", 200_000)
+    (entry,) = index(tmp_path)
+    assert (entry.verdict, entry.conditions) == ("failed", ("too large",))
+    assert entry.reason.startswith("it unpacks to more than 200000 bytes")
+
+
 def rle_frame(pixels: np.ndarray) -> bytes:
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()

@@ -185,3 +185,12 @@ def test_the_real_scans_get_exactly_these_verdicts(scans):
         "ct-torso-nifti/labels.nii.gz": ("label map", "skipped"),
         "ct-abdomen-dicom-labels.nii.gz": ("label map", "skipped"),
     }
+
+
+def test_what_is_free_to_lie_about_places_is_not_asked(tmp_path):
+    scan = make.volume()
+    lies = {"SpacingBetweenSlices": -9, "SliceLocation": 0, "InstanceNumber": "1"}
+    make.edit_all(make.series(tmp_path, scan), SliceThickness=77, **lies)
+    volume = one(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, scan.voxels)
+    np.testing.assert_allclose(volume.geometry.affine, scan.geometry.affine, atol=1e-9)

@@ -96,3 +96,29 @@ def test_signed_twelve_bit_values_keep_their_sign(tmp_path):
         masked = pydicom.dcmread(file).pixel_array.view(np.uint16) & 0x0FFF
         make.edit(file, BitsStored=12, HighBit=11, PixelData=masked.tobytes())
     np.testing.assert_array_equal(one(tmp_path).voxels, scan.voxels)
+
+
+@pytest.mark.parametrize(("dtype", "slope"), [(np.int8, 16.0), (np.uint32, 1.0)])
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"])
+def test_pixels_of_a_type_that_the_kernels_do_not_take_become_float32_hu(
+    dtype, slope, syntax, tmp_path
+):
+    wanted = np.random.default_rng(0).integers(-100, 100, (4, 12, 14))
+    stored = (wanted + (0 if dtype == np.int8 else 1024)).astype(dtype)
+    for file, plane in zip(make.series(tmp_path, make.volume((4, 12, 14))), stored, strict=True):
+        bits = 8 * stored.itemsize
+        make.edit(
+            file,
+            BitsAllocated=bits,
+            BitsStored=bits,
+            HighBit=bits - 1,
+            PixelRepresentation=int(dtype == np.int8),
+            RescaleSlope=slope,
+            RescaleIntercept=0 if dtype == np.int8 else -1024,
+            PixelData=plane.tobytes(),
+        )
+        if syntax.endswith(".2") and bits > 8:
+            make.transcode(file, syntax)
+    volume = one(tmp_path)
+    assert (volume.voxels.dtype, volume.warnings) == (np.float32, ())
+    np.testing.assert_array_equal(volume.voxels, wanted * slope)

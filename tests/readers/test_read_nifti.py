@@ -163,6 +163,20 @@ def test_voxels_come_in_a_type_that_the_kernels_take(dtype, stored, tmp_path):
     np.testing.assert_allclose(volume.hu(), nibabel_hu)
 
 
+@pytest.mark.parametrize("extension", [".nii", ".mha", ".npy"])
+def test_integers_that_the_kernels_do_not_hold_keep_their_values(extension, tmp_path):
+    voxels = hu().astype(np.int64)
+    voxels[0, 0, 0] = 3_000_000_000
+    if extension == ".nii":
+        nifti(tmp_path / "a.nii", voxels)
+    elif extension == ".mha":
+        sitk.WriteImage(image_of(voxels), str(tmp_path / "a.mha"))
+    else:
+        np.save(tmp_path / "a.npy", voxels)
+    (volume,) = read(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, voxels)
+
+
 @pytest.mark.parametrize("extension", [".nii.gz", ".nrrd"])
 def test_voxels_that_are_no_number_become_air(extension, tmp_path):
     voxels = hu(np.float32)

@@ -10,6 +10,7 @@ import scans as make
 from PIL import Image
 
 from fastmed.errors import SeriesError
+from fastmed.readers import reread
 from fastmed.readers.dicom_evidence import read_evidence
 from fastmed.readers.index import index, read_series
 from fastmed.readers.judge import judge
@@ -141,3 +142,13 @@ def test_what_is_no_scan_has_a_condition(tmp_path, name, content, condition):
     (tmp_path / name).write_bytes(content)
     (entry,) = index(tmp_path)
     assert entry.conditions == (condition,)
+
+
+def test_files_of_a_lenient_entry_are_looked_at_once_to_read_it_again(tmp_path, monkeypatch):
+    make.series(tmp_path)[4].unlink()
+    (entry,) = index(tmp_path, strict=False)
+    looks = []
+    facts_of = reread.facts_of
+    monkeypatch.setattr(reread, "facts_of", lambda *a: looks.append(a) or facts_of(*a))
+    assert read_series(recorded(entry)).voxels.shape == entry.shape_zyx
+    assert len(looks) == 1
