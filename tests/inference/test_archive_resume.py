@@ -12,8 +12,10 @@ import fastmed
 from fastmed.errors import FastmedError, UsageError
 from fastmed.inference import pipeline
 from fastmed.inference.journal import Journal
+from fastmed.inference.journal_units import Planned
 from fastmed.inference.outcome import NOT_ASKED_FOR
 from fastmed.inference.owners import Owner
+from fastmed.inference.recovery import recover, remove_temporary_files
 
 
 @pytest.fixture
@@ -90,6 +92,17 @@ def test_other_settings_do_it_all_again_and_tables_alone_do_not(run, scans):
         row.name for row in done.rows
     )
     run(write=["nifti", "json", "png"])
+    assert sorted(run.read) == ["s0", "s1", "s2"]
+
+
+def test_another_model_does_it_all_again(run, tiny_bundle, tmp_path):
+    model = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    run(model=model)
+    run(model=model)
+    assert run.read == []
+    with open(model / "bundle.toml", "a") as file:
+        file.write("\n# changed")
+    assert verdicts(run(model=model)) == ALL
     assert sorted(run.read) == ["s0", "s1", "s2"]
 
 
@@ -200,6 +213,40 @@ def test_what_the_dead_had_in_hand_is_taken_over(run, tmp_path):
     assert verdicts(run()) == ALL
     assert sorted(run.read) == ["s0", "s2"]
     assert sorted(p.name for p in series.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("place", [".{}.0123456789ab.partial", "{}"], ids=["beside", "in place"])
+def test_a_result_of_the_dead_whose_bytes_changed_is_made_again(run, place):
+    done = run()
+    name = done.rows[0].name
+    with Journal(done.output) as journal:
+        journal._set(name, state="written", owner="0123456789ab", made_key="")
+        journal._do("UPDATE units SET claimed_key = key, claimed_stamp = stamp")
+    series = done.output / "series"
+    os.rename(series / name, series / place.format(name))
+    labels = series / place.format(name) / "labels.nii.gz"
+    whole = labels.read_bytes()
+    labels.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as where a disk lost what it had
+    assert verdicts(run()) == ALL
+    assert run.read == ["s0"]
+    assert (series / name / "labels.nii.gz").read_bytes() == whole
+
+
+def test_what_the_living_are_writing_stays(tmp_path):
+    with Journal(tmp_path) as journal, Owner(tmp_path) as me, Owner(tmp_path) as other:
+        for unit in ("1.2", "3.4"):
+            journal.plan([Planned(unit, unit, "ok", "", (), {}, "r", "k", "s")],
+                         fresh=False, is_there=lambda _: True)  # fmt: skip
+        left = [f".1.2.{other.token}.partial", f".1.2.{other.token}.old"]
+        for name in left:
+            (tmp_path / "series" / name).mkdir(parents=True)
+        (tmp_path / ".findings.csv.0123456789ab.tmp").write_text("half")
+        taken = journal.claim(other.token, "r", alone=False)
+        recover(journal)
+        remove_temporary_files(journal, me.token)
+        assert journal.unit(taken.name).owner == other.token
+        assert sorted(path.name for path in (tmp_path / "series").iterdir()) == sorted(left)
+        assert (tmp_path / ".findings.csv.0123456789ab.tmp").exists()
 
 
 def test_what_the_living_have_in_hand_is_left_to_them(run):
