@@ -58,3 +58,13 @@ def test_where_all_is_skipped_the_kinds_and_their_number_are_said(archive):
     archive(["skipped"] * 7)
     with pytest.raises(FastmedError, match=r"no CT series among 7 entries \(localizer\)"):
         found()
+
+
+@pytest.mark.parametrize("shares", [1, 2, 7])
+def test_every_series_is_of_one_share_and_its_volumes_are_of_the_same(shares):
+    parts = [Selection(frozenset(), (number, shares)) for number in range(1, shares + 1)]
+    for name in (f"1.2.{number}" for number in range(100)):
+        volumes = [Series(one, one, "ct", "ok", "") for one in (name, f"{name}-2", f"{name}-3")]
+        takers = [[part.takes(volume) for part in parts] for volume in volumes]
+        assert takers[0].count(True) == 1
+        assert takers[1] == takers[2] == takers[0]
