@@ -1,5 +1,10 @@
 """The journal: what becomes of a unit when a run is planned, and whose word on it counts."""
 
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 
 from fastmed.errors import FastmedError
@@ -172,3 +177,16 @@ def test_a_journal_of_another_version_is_refused(tmp_path, journal):
     journal._one("PRAGMA user_version = 7")
     with pytest.raises(FastmedError, match="of another version of fastmed; name another --output"):
         Journal(tmp_path)
+
+
+def test_the_questions_of_the_guide_can_be_asked(journal):
+    guide = (Path(__file__).parents[2] / "docs" / "archive.md").read_text("utf-8")
+    questions = re.findall(r'sqlite3 out/journal\.sqlite "(.*?)"', guide, re.DOTALL)
+    plan(journal, unit("a"), unit("b"), unit("c", verdict="refused"))
+    make(journal)
+    journal.failed(journal.claim("me", "results", alone=True).name, "me", "why", attempts=1)
+    with closing(sqlite3.connect(journal.path)) as database:
+        answers = [database.execute(q.replace("\\\n", " ")).fetchall() for q in questions]
+    assert [sorted(answer) for answer in answers] == [
+        [("done", 1), ("failed", 1), ("refused", 1)], [("b", 1, "why")], [("", 1)], [("a", None)],
+    ]  # fmt: skip
