@@ -16,6 +16,7 @@ from fastmed.inference.journal_units import Planned
 from fastmed.inference.outcome import NOT_ASKED_FOR
 from fastmed.inference.owners import Owner
 from fastmed.inference.recovery import recover, remove_temporary_files
+from fastmed.inference.series_folder import SeriesFolder
 
 
 @pytest.fixture
@@ -157,6 +158,30 @@ def test_a_failing_scan_is_tried_as_often_as_stated_then_set_aside(run, monkeypa
     (row,) = [row for row in done.rows if row.verdict == "failed"]
     assert row.reason.endswith("(tried 2 times)")
     assert len(tries) == 2
+
+
+def test_what_is_to_run_alone_runs_with_nothing_beside_it(run, monkeypatch, tmp_path):
+    read, place, order = pipeline.read_series, SeriesFolder.put_in_place, []
+
+    def reading(entry, **options):
+        order.append(f"read {entry.source}")
+        if entry.source == "s0" and order.count("read s0") == 1:
+            raise MemoryError("no room beside others")
+        if entry.source == "s0":  # another process dies, and its scan waits again
+            with Journal(tmp_path / "out") as journal:
+                journal._do("UPDATE units SET state = 'waiting', made_key = '' WHERE source = 's2'")
+        return read(entry, **options)
+
+    def placed(folder):
+        place(folder)
+        order.append("placed")
+
+    monkeypatch.setattr(pipeline, "read_series", reading)
+    monkeypatch.setattr(SeriesFolder, "put_in_place", placed)
+    assert verdicts(run()) == ALL
+    assert order[:2] == ["read s0", "read s1"]
+    assert sorted(order[2:5]) == ["placed", "placed", "read s2"]
+    assert order[5:] == ["read s0", "placed", "read s2", "placed"]
 
 
 def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(run, monkeypatch):
