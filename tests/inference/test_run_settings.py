@@ -6,6 +6,7 @@ import pytest
 
 import fastmed
 from fastmed.inference.archive import FORMATS
+from fastmed.inference.run_plan import asked_for
 from fastmed.inference.run_settings import RunSettings
 
 SETTINGS = RunSettings(
@@ -78,3 +79,20 @@ def test_what_decides_no_byte_does_not_count(setting):
 @pytest.mark.parametrize("fact", SAME_FACTS)
 def test_what_is_said_of_a_model_does_not_count(fact):
     assert key(FACTS | {fact: SAME_FACTS[fact]}) == key()
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        ({"strict": False}, False),
+        ({"formats": ("json",)}, False),
+        ({"asked_for": (("/another",), (), ("",))}, False),
+        ({"asked_for": (("/in",), ("1.2.3",), ("",))}, False),
+        ({"asked_for": (("/in",), (), ("2/3",))}, False),
+        ({"attempts": 9, "memory_bytes": 1, "keep_memory": True}, True),
+    ],
+    ids=str,
+)
+def test_who_was_asked_for_something_else_may_not_share_a_folder(other, is_same):
+    asked = [asked_for(settings, FACTS) for settings in (SETTINGS, replace(SETTINGS, **other))]
+    assert (asked[0] == asked[1]) == is_same
