@@ -1,6 +1,7 @@
 """The entries of an archive come one by one, whatever comes first."""
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,9 @@ import pytest
 
 from fastmed.errors import FastmedError
 from fastmed.inference import run_plan
-from fastmed.inference.run_plan import Selection, entries_of
+from fastmed.inference.run_plan import Selection, _planned, entries_of
 from fastmed.readers.series import Series
+from fastmed.readers.walk import Found
 
 SPEC = SimpleNamespace(modality="ct", spacing_mm_zyx=None)
 ALL = Selection(frozenset(), None)
@@ -68,3 +70,17 @@ def test_every_series_is_of_one_share_and_its_volumes_are_of_the_same(shares):
         takers = [[part.takes(volume) for part in parts] for volume in volumes]
         assert takers[0].count(True) == 1
         assert takers[1] == takers[2] == takers[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"warnings": ("mended in another way",)}, (True, False)),
+        ({"members": (Found("/in/1.dcm", "1.dcm", 1, "", 0, 0, "", ""),)}, (False, True)),
+    ],
+    ids=["what the index says", "the files"],
+)
+def test_a_key_names_what_the_index_says_of_a_series_and_a_stamp_its_files(change, changed):
+    entry = Series("1.2", "a", "ct", "ok", "")
+    one, two = (_planned(of, True, "results") for of in (entry, replace(entry, **change)))
+    assert (one.key != two.key, one.stamp != two.stamp) == changed
