@@ -219,7 +219,10 @@ def _parser() -> argparse.ArgumentParser:
         help="also certify it on these scans; int8 measures its ranges on them first",
     )
     command.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: auto)"
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="of trt and --scans: auto, cpu, cuda or cuda:1 (default: auto)",
     )
     command.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -271,7 +274,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     command.add_argument("--count", type=int, default=1, metavar="N", help="scans (default: 1)")
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    command.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="of the first scan; the others count up (default: 0)",
+    )
     command.add_argument(
         "--positive-share",
         type=float,

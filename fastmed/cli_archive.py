@@ -192,7 +192,7 @@ def add_infer(command: argparse.ArgumentParser) -> None:
         "hashes that the run noted",
     )
     command.add_argument(
-        "--quiet", action="store_true", help="print only what failed or was refused"
+        "--quiet", action="store_true", help="of a run, print only what failed or was refused"
     )
 
 

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ import scans as make
 import fastmed
 from fastmed.cli import main
 from fastmed.errors import FastmedError
+
+PROJECT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +348,27 @@ def test_help_of_each_command_names_the_exit_status(command, capsys):
         main([command, "--help"])
     assert stopped.value.code == 0
     assert "exit status: 0 all well" in capsys.readouterr().out
+
+
+def _lines_of_the_guides():
+    """Each line of README.md and docs/ that calls the command, its continuations joined."""
+    for guide in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))):
+        text = guide.read_text("utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^    (fastmed .*)$", text, re.MULTILINE):
+            yield line.partition(" #")[0]
+
+
+def test_every_flag_that_the_guides_use_is_one_of_its_command(capsys):
+    lines, helps = list(_lines_of_the_guides()), {}
+    assert len(lines) > 40
+    for line in lines:
+        words = line.split()[1 : 3 if " prepare " in line else 2]
+        if tuple(words) not in helps:
+            with pytest.raises(SystemExit) as stopped:
+                main([*words, "--help"])
+            assert stopped.value.code == 0, line
+            helps[tuple(words)] = re.findall(r"--[a-z0-9-]+", capsys.readouterr().out)
+        assert set(re.findall(r"(?<= )--[a-z0-9-]+", line)) <= set(helps[tuple(words)]), line
 
 
 def test_an_error_is_one_line_whatever_it_says(monkeypatch, capsys):

@@ -2,7 +2,10 @@
 
 import gzip
 import io
+import sqlite3
 import zipfile
+import zlib
+from contextlib import closing
 from types import SimpleNamespace
 
 import nibabel
@@ -226,6 +229,10 @@ def _contents(folder):
             with zipfile.ZipFile(io.BytesIO(data)) as members:
                 for name in members.namelist():
                     yield f"{path.name}: {name}", members.read(name)
+        if path.name == "journal.sqlite":
+            with closing(sqlite3.connect(path)) as database:
+                for name, entry in database.execute("SELECT name, entry FROM units"):
+                    yield f"{path.name}: entry of {name}", zlib.decompress(entry)
 
 
 def _leaks(data: bytes) -> list[str]:
@@ -246,12 +253,15 @@ def test_a_segmentation_says_nothing_of_the_patient(
     said, strict, tiny_bundle, tmp_path, capfd, caplog
 ):
     result = fastmed.infer(
-        said, tmp_path / "out", model=tiny_bundle, engine="torch", device="cpu", strict=strict
-    )
+        said, tmp_path / "out", model=tiny_bundle, engine="torch", device="cpu", strict=strict,
+        log=tmp_path / "run.jsonl",
+    )  # fmt: skip
     heard = capfd.readouterr()
     assert sum(row.verdict == "done" for row in result.rows) >= 4
     assert sum(row.verdict in ("refused", "failed") for row in result.rows) >= 8
-    _assert_silent(result.output, heard, caplog.text)
+    log = (tmp_path / "run.jsonl").read_text()
+    assert log.count('"scan done"') >= 4
+    _assert_silent(result.output, heard, caplog.text + log)
     assert strict == (not list(result.output.rglob("labels_slices.npz")))
     for row in result.rows:
         assert not _leaks(repr(row).encode()), row.source
@@ -293,11 +303,14 @@ def test_a_detection_says_nothing_of_the_patient(said, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("options", [[], ["--lenient"]])
-def test_an_index_says_nothing_of_the_patient(said, options, capfd, caplog):
-    cli.main(["index", str(said), *options])
+def test_an_index_says_nothing_of_the_patient(said, options, tmp_path, capfd, caplog):
+    cli.main(["index", str(said), "--json", str(tmp_path / "index.jsonl"), *options])
     heard = capfd.readouterr()
     assert "damaged" in heard.out
-    for line in (*heard.out.splitlines(), *heard.err.splitlines(), *caplog.text.splitlines()):
+    lines = (tmp_path / "index.jsonl").read_text().splitlines()
+    assert len(lines) > len(DAMAGED) + len(RAW)
+    said_of_all = (heard.out, heard.err, caplog.text)
+    for line in (*lines, *(line for text in said_of_all for line in text.splitlines())):
         assert not _leaks(line.encode()), line
 
 

@@ -1,5 +1,5 @@
-"""A worker in which one series brings the process down, or hangs; it is told which on its command
-line: the fault, the stage, and the name of the scan's folder."""
+"""A worker in which some series bring the process down, hang or fail; it is told which on its
+command line: the fault, the stage, and the names of the scans' folders."""
 
 import os
 import signal
@@ -17,6 +17,12 @@ def bring_down():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     if FAULT == "hang":
         time.sleep(600)
+    if FAULT == "full":
+        raise OSError(28, "No space left on device")
+    if FAULT == "signalled":  # as all processes are by Ctrl-C, and by batch systems
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        return
     if FAULT.startswith("change:"):
         with open(FAULT.removeprefix("change:") + "/bundle.toml", "a") as file:
             file.write("\n# changed")
@@ -35,6 +41,8 @@ def faulty(real, source_of):
 
 if STAGE == "read":
     pipeline.read_series = faulty(pipeline.read_series, lambda entry: entry.source)
+elif STAGE == "start":
+    pipeline.Pipeline.run = lambda self: bring_down()
 elif STAGE == "finish":
     real = series_folder.write_preview
     series_folder.write_preview = faulty(real, lambda volume, *_: volume.source)

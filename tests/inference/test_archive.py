@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import shutil
 
 import nibabel
@@ -119,6 +120,27 @@ def test_the_same_scan_gives_the_same_bytes(archive, run, tmp_path):
     assert len(names) == 5
     for name in names:
         assert (one.output / name).read_bytes() == (two.output / name).read_bytes(), name
+
+
+def test_a_result_is_safe_on_the_disk_before_it_has_its_name(archive, run, monkeypatch):
+    safe, unsafe, named = set(), [], []
+    sync, replace = os.fsync, os.replace
+
+    def syncing(file):
+        safe.add(os.fstat(file).st_ino)
+        sync(file)
+
+    def naming(source, target):
+        if str(source).endswith(".partial"):
+            files = [path for path in source.rglob("*") if path.is_file()]
+            unsafe.extend(path.name for path in files if path.stat().st_ino not in safe)
+            named.extend(path.name for path in files)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", naming)
+    run(archive / "b")
+    assert (unsafe, set(named)) == ([], SCAN_FILES)
 
 
 def test_an_output_inside_the_input_is_no_input_of_the_next_run(archive, run, tmp_path):
@@ -273,6 +295,21 @@ def test_a_folder_without_ct_is_an_error(run, tmp_path, files, words, dry_run):
         run(tmp_path / "in", dry_run=dry_run)
     assert str(tmp_path / "in") in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+WRONG_COUNTS = {
+    "--workers -1": {"workers": -1},
+    "--attempts 0": {"attempts": 0},
+    "--hang 0.5": {"hang_seconds": 0.5},
+    "--hang nan": {"hang_seconds": float("nan")},
+    "--memory 0": {"memory_gb": 0},
+}
+
+
+@pytest.mark.parametrize(("words", "options"), WRONG_COUNTS.items(), ids=WRONG_COUNTS)
+def test_a_count_that_is_none_is_a_wrong_usage(archive, run, words, options):
+    with pytest.raises(UsageError, match=f"{words}: expected at least"):
+        run(archive, **options)
 
 
 @pytest.mark.parametrize("write", [["nifti", "docx"], "json", []], ids=str)

@@ -12,8 +12,11 @@ import fastmed
 from fastmed.errors import FastmedError, UsageError
 from fastmed.inference import pipeline
 from fastmed.inference.journal import Journal
+from fastmed.inference.journal_units import Planned
 from fastmed.inference.outcome import NOT_ASKED_FOR
 from fastmed.inference.owners import Owner
+from fastmed.inference.recovery import recover, remove_temporary_files
+from fastmed.inference.series_folder import SeriesFolder
 
 
 @pytest.fixture
@@ -93,6 +96,17 @@ def test_other_settings_do_it_all_again_and_tables_alone_do_not(run, scans):
     assert sorted(run.read) == ["s0", "s1", "s2"]
 
 
+def test_another_model_does_it_all_again(run, tiny_bundle, tmp_path):
+    model = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    run(model=model)
+    run(model=model)
+    assert run.read == []
+    with open(model / "bundle.toml", "a") as file:
+        file.write("\n# changed")
+    assert verdicts(run(model=model)) == ALL
+    assert sorted(run.read) == ["s0", "s1", "s2"]
+
+
 def test_lenient_does_only_what_strict_refused(run, scans):
     for path in make.series(scans / "gap", make.volume(seed=9))[4:6]:
         path.unlink()
@@ -144,6 +158,30 @@ def test_a_failing_scan_is_tried_as_often_as_stated_then_set_aside(run, monkeypa
     (row,) = [row for row in done.rows if row.verdict == "failed"]
     assert row.reason.endswith("(tried 2 times)")
     assert len(tries) == 2
+
+
+def test_what_is_to_run_alone_runs_with_nothing_beside_it(run, monkeypatch, tmp_path):
+    read, place, order = pipeline.read_series, SeriesFolder.put_in_place, []
+
+    def reading(entry, **options):
+        order.append(f"read {entry.source}")
+        if entry.source == "s0" and order.count("read s0") == 1:
+            raise MemoryError("no room beside others")
+        if entry.source == "s0":  # another process dies, and its scan waits again
+            with Journal(tmp_path / "out") as journal:
+                journal._do("UPDATE units SET state = 'waiting', made_key = '' WHERE source = 's2'")
+        return read(entry, **options)
+
+    def placed(folder):
+        place(folder)
+        order.append("placed")
+
+    monkeypatch.setattr(pipeline, "read_series", reading)
+    monkeypatch.setattr(SeriesFolder, "put_in_place", placed)
+    assert verdicts(run()) == ALL
+    assert order[:2] == ["read s0", "read s1"]
+    assert sorted(order[2:5]) == ["placed", "placed", "read s2"]
+    assert order[5:] == ["read s0", "placed", "read s2", "placed"]
 
 
 def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(run, monkeypatch):
@@ -200,6 +238,40 @@ def test_what_the_dead_had_in_hand_is_taken_over(run, tmp_path):
     assert verdicts(run()) == ALL
     assert sorted(run.read) == ["s0", "s2"]
     assert sorted(p.name for p in series.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("place", [".{}.0123456789ab.partial", "{}"], ids=["beside", "in place"])
+def test_a_result_of_the_dead_whose_bytes_changed_is_made_again(run, place):
+    done = run()
+    name = done.rows[0].name
+    with Journal(done.output) as journal:
+        journal._set(name, state="written", owner="0123456789ab", made_key="")
+        journal._do("UPDATE units SET claimed_key = key, claimed_stamp = stamp")
+    series = done.output / "series"
+    os.rename(series / name, series / place.format(name))
+    labels = series / place.format(name) / "labels.nii.gz"
+    whole = labels.read_bytes()
+    labels.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as where a disk lost what it had
+    assert verdicts(run()) == ALL
+    assert run.read == ["s0"]
+    assert (series / name / "labels.nii.gz").read_bytes() == whole
+
+
+def test_what_the_living_are_writing_stays(tmp_path):
+    with Journal(tmp_path) as journal, Owner(tmp_path) as me, Owner(tmp_path) as other:
+        for unit in ("1.2", "3.4"):
+            journal.plan([Planned(unit, unit, "ok", "", (), {}, "r", "k", "s")],
+                         fresh=False, is_there=lambda _: True)  # fmt: skip
+        left = [f".1.2.{other.token}.partial", f".1.2.{other.token}.old"]
+        for name in left:
+            (tmp_path / "series" / name).mkdir(parents=True)
+        (tmp_path / ".findings.csv.0123456789ab.tmp").write_text("half")
+        taken = journal.claim(other.token, "r", alone=False)
+        recover(journal)
+        remove_temporary_files(journal, me.token)
+        assert journal.unit(taken.name).owner == other.token
+        assert sorted(path.name for path in (tmp_path / "series").iterdir()) == sorted(left)
+        assert (tmp_path / ".findings.csv.0123456789ab.tmp").exists()
 
 
 def test_what_the_living_have_in_hand_is_left_to_them(run):

@@ -7,8 +7,11 @@ from datetime import datetime
 
 import numpy as np
 import pytest
+import scans as make
 
+import fastmed
 from fastmed.errors import UsageError
+from fastmed.inference import pipeline
 from fastmed.inference.run_log import EVENTS, RunLog
 
 
@@ -144,3 +147,40 @@ def test_a_stream_of_others_stays_open():
     assert not stream.closed
     log.event("scan started", series="2")
     assert stream.getvalue().count("\n") == 1
+
+
+def test_a_run_says_of_each_scan_what_became_of_it(tiny_bundle, tmp_path, monkeypatch):
+    real, tries = pipeline.read_series, []
+
+    def read(entry, **options):
+        tries.append(entry.source)
+        if entry.source == "never" or (entry.source == "later" and tries.count("later") == 1):
+            raise OSError(5, "Input/output error")
+        return real(entry, **options)
+
+    monkeypatch.setattr(pipeline, "read_series", read)
+    for seed, name in enumerate(("at once", "gap", "later", "never")):
+        make.series(tmp_path / "in" / name, make.volume(seed=seed))
+    for path in (tmp_path / "in" / "gap").glob("000[45]*"):
+        path.unlink()
+    (tmp_path / "in" / "notes.txt").write_text("a note")
+    settings = {"model": tiny_bundle, "engine": "torch", "device": "cpu", "quiet": True}
+    log = tmp_path / "run.jsonl"
+    fastmed.infer(tmp_path / "in", tmp_path / "out", attempts=2, log=log, **settings)
+    said = {}
+    for line in _lines(log):
+        said.setdefault(line.get("source"), []).append((line["event"], line.get("attempt")))
+    assert said == {
+        None: [("run started", None), ("run finished", None)],
+        "at once": [("scan started", 1), ("scan done", 1)],
+        "later": [("scan started", 1), ("scan retried", 1), ("scan started", 2), ("scan done", 2)],
+        "never": [
+            *(("scan started", 1), ("scan retried", 1)),
+            *(("scan started", 2), ("scan set aside", 2)),
+        ],
+        "gap": [("scan refused", None)],
+        "notes.txt": [("scan skipped", None)],
+    }
+    last = _lines(log)[-1]
+    counts = {name: last[name] for name in ("done", "failed", "refused", "skipped", "status")}
+    assert counts == {"done": 2, "failed": 1, "refused": 1, "skipped": 1, "status": "finished"}

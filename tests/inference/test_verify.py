@@ -103,6 +103,18 @@ def test_what_changed_is_named(done, tmp_path, change, capsys):
     assert words in line
 
 
+def test_every_file_of_results_inputs_and_bundle_is_compared(done, tmp_path):
+    folders = (done.output / "series", tmp_path / "in", tmp_path / "bundle")
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(files) >= 8 + 18 + 3
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert len(verify(done.output, quiet=True).problems) == 1, path
+        path.write_bytes(whole)
+    assert verify(done.output, quiet=True).problems == ()
+
+
 def test_an_input_that_is_gone_is_no_problem(done, tmp_path):
     shutil.rmtree(tmp_path / "in" / "s0")
     found = verify(done.output, quiet=True)

@@ -9,7 +9,7 @@ import pytest
 
 from fastmed.errors import FastmedError
 from fastmed.inference.manifest import write_manifest
-from fastmed.writers.atomic import write_atomically
+from fastmed.writers.atomic import is_full, write_atomically
 from fastmed.writers.coco import write_coco
 from fastmed.writers.luna import write_luna_marks
 from fastmed.writers.nifti import write_labels
@@ -117,3 +117,14 @@ def test_a_file_in_the_folders_place_is_named(make_findings, tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(FastmedError, match=r"out/findings\.json: cannot be written"):
         write_findings_json(make_findings(), tmp_path / "out" / "findings.json")
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False), (errno.EIO, False)],
+)
+def test_a_full_disk_and_a_spent_quota_are_told_from_other_errors(number, expected):
+    cause = OSError(number, "as the system says it")
+    outer = FastmedError("cannot be written")
+    outer.__cause__ = cause
+    assert [is_full(cause), is_full(outer)] == [expected, expected]
