@@ -25,9 +25,9 @@ EVENTS = {
     "scan skipped": ("series", "source", "reason"),
     "scan refused": ("series", "source", "reason"),
     "scan failed": ("series", "source", "reason"),
-    "scan retried": ("series", "source", "reason", "attempt", "attempts_left"),
+    "scan retried": ("series", "source", "reason", "attempt"),
     "scan set aside": ("series", "source", "reason", "attempt"),
-    "stage seconds": ("stage_seconds", "done", "failed", "skipped", "scans_per_hour"),
+    "stage seconds": ("stage_seconds", "done", "failed", "scans_per_hour"),
     "fallback": ("stage", "reason"),
     "run finished": ("done", "failed", "refused", "skipped", "seconds", "stage_seconds", "status"),
 }

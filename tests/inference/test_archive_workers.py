@@ -199,7 +199,7 @@ def idle(tmp_path, monkeypatch):
     monkeypatch.setattr(workers_module, "COMMAND", [sys.executable, "-c", program])
     settings = RunSettings(
         bundle="", output=str(tmp_path), engine="torch", device="cpu", precision="fp32",
-        strict=True, formats=("json",), attempts=2, memory_bytes=1, keep_memory=False,
+        strict=True, formats=("json",), attempts=2, memory_bytes=1, tune_malloc=False,
         asked_for=(),
     )  # fmt: skip
     with Journal(tmp_path) as journal, Workers(settings, None, 1, print, 50.0) as workers:

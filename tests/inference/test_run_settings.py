@@ -19,7 +19,7 @@ SETTINGS = RunSettings(
     formats=("json", "nifti"),
     attempts=3,
     memory_bytes=10**9,
-    keep_memory=False,
+    tune_malloc=False,
     asked_for=(("/in",), (), ("",)),
 )
 FACTS = {
@@ -44,7 +44,7 @@ SAME_SETTINGS = {
     "output": "/another",
     "attempts": 9,
     "memory_bytes": 1,
-    "keep_memory": True,
+    "tune_malloc": True,
     "asked_for": (("/another",), (), ("2/3",)),
 }
 OF_A_SERIES = {"nifti", "json", "png", "voc", "sr", "report"}  # the report has thumbnails there
@@ -89,7 +89,7 @@ def test_what_is_said_of_a_model_does_not_count(fact):
         ({"asked_for": (("/another",), (), ("",))}, False),
         ({"asked_for": (("/in",), ("1.2.3",), ("",))}, False),
         ({"asked_for": (("/in",), (), ("2/3",))}, False),
-        ({"attempts": 9, "memory_bytes": 1, "keep_memory": True}, True),
+        ({"attempts": 9, "memory_bytes": 1, "tune_malloc": True}, True),
     ],
     ids=str,
 )
