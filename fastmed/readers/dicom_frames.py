@@ -15,6 +15,11 @@ from fastmed.readers.dicom_quiet import quietly
 from fastmed.readers.dicom_words import CODE
 
 _SHARED, _PER_FRAME = 0x52009229, 0x52009230
+_MOST_FRAMES = 16_384  # of one file; a perfusion of 40 points in time has 12,800
+_ITEMS_PER_FRAME = 64  # some 20 macros, with their references
+_MORE_ITEMS = 4096
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_PIECE = 1 << 20
 
 
 def frames_of(header: Header) -> list[Header]:
@@ -22,6 +27,7 @@ def frames_of(header: Header) -> list[Header]:
 
     Raises Doubt where its functional groups are damaged or do not say which frame is which.
     """
+    _check_size(header)
     shared, each = _functional_groups(header)
     if not each:
         raise Doubt(
@@ -44,6 +50,35 @@ def frames_of(header: Header) -> list[Header]:
             *("enhanced multi-frame", "damaged"),
             verdict="failed",
         ) from error
+
+
+def _check_size(header: Header) -> None:
+    """Raises Doubt where pydicom would make more items of the file than any scan has.
+
+    Eight bytes of an empty item take it some kilobytes.
+    """
+    most = _ITEMS_PER_FRAME * header.frames + _MORE_ITEMS
+    if header.frames > _MOST_FRAMES or _items_in(header, most) > most:
+        raise Doubt(
+            f"{header.relative} describes more than {_MOST_FRAMES} frames, or more than "
+            f"{_ITEMS_PER_FRAME} items for each of them: no CT does; if it is one, export it as "
+            "one file per slice",
+            *("enhanced multi-frame", "too large"),
+        )
+
+
+def _items_in(header: Header, most: int) -> int:
+    """How often the tag of an item stands before the pixels, of compressed ones in all; or more
+    than `most`."""
+    count, left = 0, header.pixel_offset or header.file_bytes
+    before = b""
+    with open(header.path, "rb") as file:
+        while left > 0 and count <= most and (piece := file.read(min(_PIECE, left))):
+            left -= len(piece)
+            window = before + piece
+            count += max(map(window.count, _ITEMS))
+            before = window[-3:]
+    return count
 
 
 def _functional_groups(header: Header):

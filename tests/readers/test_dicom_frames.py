@@ -5,8 +5,11 @@ import pydicom
 import pytest
 import scans as make
 
+from fastmed.readers import dicom_frames
 from fastmed.readers.dicom_evidence import read_evidence
+from fastmed.readers.dicom_header import read_headers
 from fastmed.readers.index import index, read_series
+from fastmed.readers.walk import Found
 
 SYNTAXES = {
     "explicit little endian": "",
@@ -155,6 +158,13 @@ DAMAGED = {
         lambda path: make.edit(path, SharedFunctionalGroupsSequence=None),
         ("refused", ("enhanced multi-frame", "no geometry"), "no usable ImageOrientationPatient"),
     ),
+    "empty items without end": (
+        lambda path: make.edit(
+            path,
+            PerFrameFunctionalGroupsSequence=[pydicom.Dataset() for _ in range(5000)],
+        ),
+        ("refused", ("enhanced multi-frame", "too large"), "more than 64 items for each"),
+    ),
     "the class of single slices": (
         lambda path: make.edit(
             path, SOPClassUID="1.2.840.10008.5.1.4.1.1.2", PerFrameFunctionalGroupsSequence=None
@@ -172,6 +182,21 @@ def test_what_is_wrong_with_a_multi_frame_file_is_named(case, strict, tmp_path):
     entry = only(index(tmp_path, strict=strict))
     assert (entry.kind, entry.verdict, entry.conditions) == ("ct", verdict, conditions)
     assert reason in entry.reason
+
+
+def test_a_file_of_more_frames_than_any_scan_is_refused(tmp_path, monkeypatch):
+    make.enhanced(tmp_path / "a.dcm", make.volume((6, 12, 14)))
+    monkeypatch.setattr(dicom_frames, "_MOST_FRAMES", 5)
+    entry = only(index(tmp_path))
+    assert (entry.verdict, entry.conditions) == ("refused", ("enhanced multi-frame", "too large"))
+
+
+def test_items_that_pieces_of_a_file_divide_are_counted(tmp_path, monkeypatch):
+    path = make.enhanced(tmp_path / "a.dcm", make.volume((6, 12, 14)))
+    (header,) = read_headers([Found(str(path), "a.dcm", path.stat().st_size)])
+    whole = dicom_frames._items_in(header, 10**6)
+    monkeypatch.setattr(dicom_frames, "_PIECE", 5)
+    assert dicom_frames._items_in(header, 10**6) == whole > 6
 
 
 def test_text_that_is_no_unit_is_not_shown(tmp_path):
