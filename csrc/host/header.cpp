@@ -121,6 +121,7 @@ std::optional<Header> read_header(Source& source, std::span<const uint32_t> tags
       if (is_open && is_native(header.transfer_syntax)) return std::nullopt;
       header.has_pixels = true;
       header.pixel_offset = element->value_offset;
+      header.pixel_length = element->length;
       header.cut_short =
           is_open && !walk_fragments(source, element->value_offset, [](const Fragment&) { return true; });
       return header;

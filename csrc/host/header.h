@@ -13,7 +13,8 @@ namespace fastmed::host {
 
 // What a well-formed DICOM file says. Text and values are the file's own bytes.
 // values: those of the wanted tags, in their order; empty where absent.
-// pixel_offset: first byte of the pixels' value, 0 where there are none.
+// pixel_offset: first byte of the pixels' value, 0 where there are none; pixel_length: of that value in bytes, as it says
+// itself: 2^32 - 1 for compressed ones.
 // cut_short: whether the fragments of compressed pixels lack their end.
 struct Header {
   std::string transfer_syntax;
@@ -25,6 +26,7 @@ struct Header {
   bool has_pixels = false;
   bool cut_short = false;
   uint64_t pixel_offset = 0;
+  uint32_t pixel_length = 0;
 };
 
 struct Fragment {

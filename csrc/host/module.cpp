@@ -49,7 +49,7 @@ py::list headers_of(const Paths& paths, const std::vector<uint32_t>& tags, size_
     for (size_t v = 0; v < header.values.size(); ++v) values[v] = py::bytes(header.values[v]);
     answer[k] = py::make_tuple(header.transfer_syntax, header.implicit, header.little, header.media_class_uid,
                                header.media_instance_uid, values, header.has_pixels, header.cut_short,
-                               header.pixel_offset);
+                               header.pixel_offset, header.pixel_length);
   }
   return answer;
 }

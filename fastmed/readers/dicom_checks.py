@@ -45,8 +45,15 @@ def check_files(headers: list[Header]) -> None:
             if reason := why_not(header.transfer_syntax):
                 raise Doubt(f"{name}: {reason}", "unsupported transfer syntax", verdict="failed")
         else:
-            there = header.file_bytes - header.pixel_offset
+            there = min(header.file_bytes - header.pixel_offset, header.pixel_length)
             expected = header.pixel_bytes * header.frames
+            if there >= 2 * expected:
+                raise Doubt(
+                    f"{name} has {there} bytes of pixels where its header describes {expected}: "
+                    "the one or the other is wrong; copy it again from its archive",
+                    "damaged",
+                    verdict="failed",
+                )
             if there < expected:
                 raise Doubt(
                     f"{name} is truncated: {max(there, 0)} of {expected} bytes of pixels; copy it "

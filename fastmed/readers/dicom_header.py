@@ -35,7 +35,8 @@ class Header:
     path: where to open it; relative: under the searched folder.
     position (3), orientation (6), pixel_spacing (2): LPS mm as the file gives them; () if absent.
     padding: (low, high) of the stored values that stand for "no voxel here"; None without them.
-    pixel_offset: first byte of native pixels, None for compressed ones.
+    pixel_offset: first byte of native pixels, None for compressed ones; pixel_length: how many
+        bytes they are, as they say themselves.
     has_pixels: whether the file goes on after its header with pixel data.
     cut_short: whether compressed pixels lack their end.
     high_bit: -1 if absent.
@@ -78,6 +79,7 @@ class Header:
     slice_thickness: float | None = None
     reconstruction_diameter: float | None = None
     high_bit: int = -1
+    pixel_length: int = 0
     frame: int = 0
     stack: str = ""
 
@@ -150,6 +152,7 @@ def _header(found: Found, raw: RawHeader) -> Header:
         has_pixels=raw.has_pixels,
         cut_short=raw.cut_short,
         pixel_offset=raw.pixel_offset if is_native else None,
+        pixel_length=raw.pixel_length if is_native else 0,
         **(shared | {"sop_class_uid": sop_class_uid}),
     )
 

@@ -72,6 +72,7 @@ class RawHeader(NamedTuple):
     values: of ATTRIBUTES in their order; b"" where absent.
     cut_short: whether compressed pixels lack their end.
     pixel_offset: first byte of the pixels' value, 0 where there are none.
+    pixel_length: of that value in bytes, as it says itself: 2^32 - 1 for compressed ones.
     """
 
     transfer_syntax: str
@@ -83,6 +84,7 @@ class RawHeader(NamedTuple):
     has_pixels: bool
     cut_short: bool
     pixel_offset: int
+    pixel_length: int
 
 
 def read_raw(path: str | os.PathLike, file_bytes: int) -> RawHeader | None:
@@ -189,6 +191,7 @@ def _raw_header(dataset, tail: _Tail) -> RawHeader:
     group, element = struct.unpack("<HH" if little else ">HH", tail.bytes[:4].ljust(4, b"\0"))
     has_pixels = group << 16 | element == _PIXEL_DATA
     has_vr = tail.bytes[4:6] in _PIXEL_VRS  # whatever the transfer syntax says, as pydicom reads it
+    length = (tail.bytes[8:12] if has_vr else tail.bytes[4:8]).ljust(4, b"\0")
     return RawHeader(
         transfer_syntax=syntax,
         implicit=implicit,
@@ -199,6 +202,7 @@ def _raw_header(dataset, tail: _Tail) -> RawHeader:
         has_pixels=has_pixels,
         cut_short=False,
         pixel_offset=tail.offset + (12 if has_vr else 8) if has_pixels else 0,
+        pixel_length=struct.unpack("<L" if little else ">L", length)[0] if has_pixels else 0,
     )
 
 

@@ -223,6 +223,18 @@ SERIES = {
         "failed",
         "failed",
     ),
+    "pixels that end before their file does": (
+        lambda files: shorten_pixels(files[5]),
+        ["truncated"],
+        "failed",
+        "failed",
+    ),
+    "pixels of two images in one": (
+        lambda files: double_pixels(files[5]),
+        ["damaged"],
+        "failed",
+        "failed",
+    ),
     "no pixels": (
         lambda files: make.edit_all(files, PixelData=None),
         ["truncated"],
@@ -238,6 +250,25 @@ SERIES = {
         "failed",
     ),
 }
+
+
+def shorten_pixels(path) -> None:
+    """Ten rows fewer, and something else of the same size behind them."""
+    import pydicom
+
+    dataset = pydicom.dcmread(path)
+    lost = 20 * dataset.Columns
+    dataset.PixelData = dataset.PixelData[:-lost]
+    dataset.DataSetTrailingPadding = b"\0" * lost
+    dataset.save_as(path)
+
+
+def double_pixels(path) -> None:
+    import pydicom
+
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData *= 2
+    dataset.save_as(path)
 
 
 def told(folder, *, strict: bool) -> Series:
