@@ -164,6 +164,20 @@ def test_a_label_that_is_absent_has_no_mean():
     assert (there.voxels, there.volume_ml, there.mean_hu) == (3, 0.003, 90.0)
 
 
+@pytest.mark.parametrize("at_once", [1, 50, 10**6])
+def test_figures_do_not_depend_on_how_many_voxels_are_measured_at_once(monkeypatch, at_once):
+    random = np.random.default_rng(0)
+    voxels = random.integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
+    labels = random.integers(0, 3, voxels.shape).astype(np.uint8)
+    volume = Volume(voxels, Geometry.from_spacing(voxels.shape, (1, 1, 1)))
+    monkeypatch.setattr("fastmed.findings._VOXELS_AT_ONCE", at_once)
+    for mask, value in zip(
+        measure_masks(volume, labels, (Label(1, "one"), Label(2, "two"))), (1, 2), strict=True
+    ):
+        assert mask.voxels == (labels == value).sum()
+        assert mask.mean_hu == pytest.approx(voxels[labels == value].mean())
+
+
 def test_one_output_channel_means_a_sigmoid(oracle):
     volume = scan_of(GEOMETRIES["upright"])
     one, two = oracle(Threshold(channels=1))(volume), oracle()(volume)
