@@ -1,6 +1,7 @@
 """The budget of a run is within every control group of the process, and scans keep to it."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillWaits
 from dataclasses import replace
@@ -145,6 +146,38 @@ def test_scans_run_one_by_one_where_the_budget_has_room_for_one(tiny_bundle, tmp
     assert order == [
         *("read s0", "placed", "read s1", "read s2", "placed", "read s3", "placed"),
     ]
+
+
+def test_three_scans_are_in_hand_however_long_one_takes_to_write(
+    tiny_bundle, tmp_path, monkeypatch
+):
+    read, place, started, third = (
+        pipeline.read_series,
+        SeriesFolder.put_in_place,
+        [],
+        threading.Event(),
+    )
+    in_hand = []
+
+    def reading(entry, **options):
+        started.append(entry.source)
+        if len(started) == 3:
+            third.set()
+        return read(entry, **options)
+
+    def placed(folder):
+        assert third.wait(30)
+        time.sleep(0.3)  # a fourth would begin
+        in_hand.append(len(started) - len(in_hand))
+        place(folder)
+
+    monkeypatch.setattr(pipeline, "read_series", reading)
+    monkeypatch.setattr(SeriesFolder, "put_in_place", placed)
+    for number in range(6):
+        make.series(tmp_path / "in" / f"s{number}", make.volume(seed=number))
+    settings = {"model": tiny_bundle, "engine": "torch", "device": "cpu", "quiet": True}
+    assert fastmed.infer(tmp_path / "in", tmp_path / "out", **settings).exit_status == 0
+    assert in_hand == [3, 3, 3, 3, 2, 1]
 
 
 @pytest.mark.parametrize(("workers", "gib"), [(0, 3), (1, 3), (3, 1)])
