@@ -25,14 +25,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def printed(script: str, how: str) -> float:
+    """The number that a script prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, how], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 def test_freed_memory_is_used_again():
-    faults = {}
-    for how in ("keeps", "returns"):
-        done = subprocess.run(
-            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
-        )
-        faults[how] = int(done.stdout)
+    faults = {how: printed(FAULTS, how) for how in ("keeps", "returns")}
     pages = 10 * 2**26 // resource.getpagesize()
     assert faults["keeps"] < 0.1 * pages
     if faults["returns"] < 0.9 * pages:  # so that nothing would be shown
@@ -65,12 +68,12 @@ def test_with_torch_on_the_cpu_a_run_keeps_it_else_returns_it(tiny_bundle, tmp_p
 
 
 RETURNED = """
-import sys, torch
+import resource, sys, torch
 from pathlib import Path
 from fastmed.malloc import return_large_blocks
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 if sys.argv[1] == "returns":
     assert return_large_blocks()
@@ -85,12 +88,7 @@ print(resident() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 def test_large_blocks_leave_no_holes_between_small_ones():
-    held = {}
-    for how in ("returns", "keeps"):
-        done = subprocess.run(
-            [sys.executable, "-c", RETURNED, how], capture_output=True, text=True, check=True
-        )
-        held[how] = float(done.stdout)
+    held = {how: printed(RETURNED, how) for how in ("returns", "keeps")}
     assert held["returns"] < 20
     assert held["keeps"] > 100  # or nothing would be shown
 
