@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "box_checks.h"
-#include "cpu/pages.h"
 #include "cpu/box_columns.h"
+#include "cpu/pages.h"
 #include "cpu/simd.h"
 #include "math/box.h"
 
@@ -22,8 +22,8 @@ struct BoxWithVolume {
   Real volume;
 };
 
-// Rows [begin, end) of one item's overlaps, written as one line of pairs, in vectors that start where a cache line
-// does whatever the length of a row: one may hold the end of a row and the beginning of the next.
+// Rows [begin, end) of one item's overlaps. The last lanes of a row are written beyond its end, where the next rows
+// follow, and at the very end one by one.
 template <class Real, int kAxes, bool kGeneralized>
 struct OverlapRows {
   using Own = BoxWithVolume<Real, kAxes>;
@@ -31,68 +31,34 @@ struct OverlapRows {
 
   FASTMED_HD static void run(const Real* boxes1, Others others, int64_t count2, int64_t begin, int64_t end,
                              Real* out) {
-    if (count2 < kLanes) return short_rows(boxes1, others, count2, begin, end, out);
-    Own own = load(boxes1, begin), next = own;
-    Real* const first = out + begin * count2;
-    fill_lanes(own, others, 0, first);
-    int64_t column = kLanes - static_cast<int64_t>(reinterpret_cast<uintptr_t>(first) / sizeof(Real) % kLanes);
-    for (int64_t row = begin; row < end; ++row, own = next, column -= count2) {
-      Real* const line = out + row * count2;
-      for (; column + kLanes <= count2; column += kLanes) fill_lanes(own, others, column, line + column);
-      if (row + 1 == end) break;
-      next = load(boxes1, row + 1);
-      if (column == count2) continue;
-      fill_lanes_of_two(own, next, count2 - column, others, column, line + column);
-      column += kLanes;
-    }
-    fill_lanes(own, others, count2 - kLanes, out + end * count2 - kLanes);  // some of them once more
-  }
-
-  FASTMED_HD static void short_rows(const Real* boxes1, const Others& others, int64_t count2, int64_t begin,
-                                    int64_t end, Real* out) {
+    Real* const stop = out + end * count2;
     for (int64_t row = begin; row < end; ++row) {
-      Real few[kLanes];
-      fill_lanes(load(boxes1, row), others, 0, few);
-      for (int64_t i = 0; i < count2; ++i) out[row * count2 + i] = few[i];
+      const auto box = load_box<Real, kAxes>(boxes1 + row * 2 * kAxes);
+      const Own own{box, volume(box)};
+      for (int64_t start = 0; start < count2; start += kLanes) {
+        Real* const line = out + row * count2 + start;
+        stop - line >= kLanes ? fill_lanes(own, others, start, line) : fill_few(own, others, start, count2, line);
+      }
     }
-  }
-
-  FASTMED_HD static Own load(const Real* boxes1, int64_t row) {
-    const auto box = load_box<Real, kAxes>(boxes1 + row * 2 * kAxes);
-    return {box, volume(box)};
   }
 
   FASTMED_HD static void fill_lanes(const Own& own, const Others& others, int64_t start, Real* __restrict line) {
-    for (int lane = 0; lane < kLanes; ++lane) line[lane] = overlap(own, others, start + lane);
-  }
-
-  // The first lanes are of one box, those from `split` on of another.
-  FASTMED_HD static void fill_lanes_of_two(const Own& own, const Own& next, int64_t split, const Others& others,
-                                           int64_t start, Real* __restrict line) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const bool is_own = lane < static_cast<int>(split);
-      Own one;
-      for (int axis = 0; axis < kAxes; ++axis) {
-        one.box.low[axis] = is_own ? own.box.low[axis] : next.box.low[axis];
-        one.box.high[axis] = is_own ? own.box.high[axis] : next.box.high[axis];
-      }
-      one.volume = is_own ? own.volume : next.volume;
-      line[lane] = overlap(one, others, start + lane);
+      line[lane] = box_overlap<kGeneralized>(own.box, own.volume, others.box(start + lane), others.volumes[start + lane]);
     }
   }
 
-  FASTMED_HD static Real overlap(const Own& own, const Others& others, int64_t index) {
-    return box_overlap<kGeneralized>(own.box, own.volume, others.box(index), others.volumes[index]);
+  FASTMED_HD static void fill_few(const Own& own, const Others& others, int64_t start, int64_t count2, Real* line) {
+    Real few[kLanes];
+    fill_lanes(own, others, start, few);
+    for (int64_t lane = 0; lane < kLanes && start + lane < count2; ++lane) line[lane] = few[lane];
   }
 };
 
-// The boxes, and behind the last one the first of them again.
 template <class Real, int kAxes>
 BoxColumns<Real, kAxes> columns_of(const Real* boxes, int64_t count) {
-  BoxColumns<Real, kAxes> columns(count + kLanes);
-  for (int64_t i = 0; i < count + kLanes; ++i) {
-    columns.set(i, load_box<Real, kAxes>(boxes + i % count * 2 * kAxes));
-  }
+  BoxColumns<Real, kAxes> columns(count);
+  for (int64_t i = 0; i < count; ++i) columns.set(i, load_box<Real, kAxes>(boxes + i * 2 * kAxes));
   return columns;
 }
 

@@ -1,6 +1,8 @@
 // Boxes given by their corners: volume, overlap of a pair, and the overlap's derivative.
 #pragma once
 
+#include <bit>
+#include <cstdint>
 #include <limits>
 
 #include "math/host_device.h"
@@ -39,6 +41,19 @@ FASTMED_HD Real not_negative(Real length) {
   return length < Real(0) ? Real(0) : length;
 }
 
+// The same of a pair's length, where NaN may become 0: a box that makes it NaN has NaN for its own volume. The sign of
+// a float is that of its bits as an integer, and CPUs take the larger of two integers beside the floats' own units.
+template <class Real>
+FASTMED_HD Real shared_length(Real length) {
+#ifndef __CUDACC__
+  if constexpr (sizeof(Real) == sizeof(int32_t)) {
+    const int32_t bits = std::bit_cast<int32_t>(length);
+    return std::bit_cast<Real>(bits < 0 ? 0 : bits);
+  }
+#endif
+  return not_negative(length);
+}
+
 template <class Real, int kAxes>
 FASTMED_HD bool is_finite(const Box<Real, kAxes>& box) {
   bool finite = true;
@@ -71,7 +86,7 @@ template <class Real, int kAxes>
 FASTMED_HD Real intersection(const Box<Real, kAxes>& a, const Box<Real, kAxes>& b) {
   Real product = Real(1);
   for (int axis = 0; axis < kAxes; ++axis) {
-    product *= not_negative(smaller(a.high[axis], b.high[axis]) - larger(a.low[axis], b.low[axis]));
+    product *= shared_length(smaller(a.high[axis], b.high[axis]) - larger(a.low[axis], b.low[axis]));
   }
   return product;
 }
@@ -81,7 +96,7 @@ template <class Real, int kAxes>
 FASTMED_HD Real hull_volume(const Box<Real, kAxes>& a, const Box<Real, kAxes>& b) {
   Real product = Real(1);
   for (int axis = 0; axis < kAxes; ++axis) {
-    product *= not_negative(larger(a.high[axis], b.high[axis]) - smaller(a.low[axis], b.low[axis]));
+    product *= shared_length(larger(a.high[axis], b.high[axis]) - smaller(a.low[axis], b.low[axis]));
   }
   return product;
 }
