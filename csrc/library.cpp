@@ -25,4 +25,5 @@ STABLE_TORCH_LIBRARY(fastmed, m) {
       "nms_sorted(Tensor boxes, Tensor scores, Tensor order, Tensor? groups, float iou_threshold) "
       "-> (Tensor keep, Tensor counts)");
   m.def("instruction_set() -> int");
+  m.def("keep_result_memory(int bytes) -> int");
 }

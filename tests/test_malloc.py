@@ -52,6 +52,7 @@ def test_with_torch_on_the_cpu_a_run_keeps_it_else_returns_it(tiny_bundle, tmp_p
     said = []
     for name in ("keep_freed_memory", "return_large_blocks"):
         monkeypatch.setattr(run_model, name, partial(said.append, name))
+    monkeypatch.setattr(run_model, "keep_result_memory", said.append)
     make.series(tmp_path / "in")
     options = {"model": tiny_bundle, "device": "cpu", "quiet": True}
     fastmed.infer(tmp_path / "in", tmp_path / "a", engine="torch", **options)
@@ -64,7 +65,7 @@ def test_with_torch_on_the_cpu_a_run_keeps_it_else_returns_it(tiny_bundle, tmp_p
     assert said == ["keep_freed_memory", "keep_freed_memory"]
     pytest.importorskip("onnxruntime")
     fastmed.infer(tmp_path / "in", tmp_path / "c", engine="ort", tune_malloc=True, **options)
-    assert said[2:] == ["return_large_blocks"]
+    assert said[2:] == ["return_large_blocks", 0]
 
 
 RETURNED = """

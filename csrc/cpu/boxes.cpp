@@ -7,7 +7,7 @@
 
 #include "box_checks.h"
 #include "cpu/box_columns.h"
-#include "cpu/pages.h"
+#include "cpu/results.h"
 #include "cpu/simd.h"
 #include "math/box.h"
 
@@ -78,8 +78,7 @@ void for_rows(int64_t items, int64_t rows, int64_t row_length, const Body& body)
 
 Tensor box_iou(Tensor boxes1, Tensor boxes2, bool generalized) {
   const BoxSets sets = check_box_sets(boxes1, boxes2);
-  Tensor out = torch::stable::new_empty(boxes1, overlap_shape(boxes1, boxes2));
-  advise_huge_pages(out);
+  Tensor out = new_result(boxes1, overlap_shape(boxes1, boxes2));
   for_box_type(boxes1, "boxes1", [&]<class Real, int kAxes>() {
     if (out.numel() == 0) return;
     const Real* const first = static_cast<const Real*>(boxes1.const_data_ptr());

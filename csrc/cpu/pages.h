@@ -8,8 +8,6 @@
 #include <cstdint>
 #include <fstream>
 
-#include <torch/csrc/stable/tensor.h>
-
 namespace fastmed {
 
 // Some hypervisors take whole free blocks back after a second or two: then fresh huge pages come from outside the
@@ -22,13 +20,13 @@ inline bool free_pages_leave_the_machine() {
 }
 
 // To be called before the first write. Where the system grants no huge pages, nothing changes.
-inline void advise_huge_pages([[maybe_unused]] const torch::stable::Tensor& fresh) {
+inline void advise_huge_pages([[maybe_unused]] const void* fresh, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   static const bool dear = free_pages_leave_the_machine();
   if (dear) return;
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
-  const auto begin = reinterpret_cast<uintptr_t>(fresh.const_data_ptr());
-  const uintptr_t end = begin + static_cast<uintptr_t>(fresh.numel()) * fresh.element_size();
+  const auto begin = reinterpret_cast<uintptr_t>(fresh);
+  const uintptr_t end = begin + static_cast<uintptr_t>(bytes);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif

@@ -9,8 +9,8 @@
 #include "checks.h"
 #include "cpu/gather.h"
 #include "cpu/oblique_rows.h"
-#include "cpu/pages.h"
 #include "cpu/planes.h"
+#include "cpu/results.h"
 #include "cpu/rows.h"
 #include "cpu/simd.h"
 #include "dtypes.h"
@@ -310,8 +310,7 @@ Tensor window_resample(std::vector<Tensor> volumes, Tensor matrix, std::vector<i
                        Tensor shift, std::optional<Tensor> window, std::optional<Tensor> fill, bool nearest,
                        ScalarType dtype) {
   const int64_t outputs = check_window_resample(volumes, matrix, size, scale, shift, window, fill, nearest, dtype);
-  Tensor out = torch::stable::new_empty(volumes[0], {outputs, size[0], size[1], size[2]}, dtype);
-  advise_huge_pages(out);
+  Tensor out = new_result(volumes[0], {outputs, size[0], size[1], size[2]}, dtype);
   const Request request{volumes,
                         ParameterRows(matrix),
                         ParameterRows(scale),

@@ -8,7 +8,7 @@
 #include "checks.h"
 #include "cpu/cells.h"
 #include "cpu/oblique_labels.h"
-#include "cpu/pages.h"
+#include "cpu/results.h"
 #include "cpu/rows.h"
 #include "cpu/straight_labels.h"
 #include "dtypes.h"
@@ -37,8 +37,7 @@ void resample_labels(const Tensor& logits, const ParameterRows& matrix, const in
 Tensor resample_argmax(Tensor logits, Tensor matrix, std::vector<int64_t> size, std::optional<int64_t> outside) {
   check_resample_argmax(logits, matrix, size);
   const ScalarType dtype = label_dtype(logits.size(1));
-  Tensor out = torch::stable::new_empty(logits, {logits.size(0), size[0], size[1], size[2]}, dtype);
-  advise_huge_pages(out);
+  Tensor out = new_result(logits, {logits.size(0), size[0], size[1], size[2]}, dtype);
   for_float_dtype(logits.scalar_type(), "logits", [&]<class Logit>() {
     dtype == ScalarType::Byte
         ? resample_labels<Logit, uint8_t>(logits, ParameterRows(matrix), size.data(), outside, out)

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "cpu/pages.h"
+#include "cpu/results.h"
 #include "cpu/rows.h"
 #include "cpu/simd.h"
 #include "dtypes.h"
@@ -181,8 +181,7 @@ Tensor window_resample_backward(Tensor grad, std::optional<Tensor> result, std::
                                 ScalarType dtype) {
   check_window_resample_backward(grad, result, shape, matrix, scale, window);
   const bool wide = needs_double(dtype, grad.scalar_type());
-  Tensor volume = torch::stable::new_empty(grad, shape, wide ? ScalarType::Double : ScalarType::Float);
-  advise_huge_pages(volume);
+  Tensor volume = new_result(grad, shape, wide ? ScalarType::Double : ScalarType::Float);
   torch::stable::zero_(volume);
   const Request request{grad.const_data_ptr(),
                         result ? result->const_data_ptr() : nullptr,

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "cpu/pages.h"
+#include "cpu/results.h"
 #include "cpu/simd.h"
 #include "dtypes.h"
 #include "math/overlap.h"
@@ -344,8 +344,7 @@ Tensor softmax_overlap_backward(Tensor grad_intersection, Tensor grad_prediction
   check_softmax_overlap_gradient(grad_intersection, logits, "grad_intersection");
   check_softmax_overlap_gradient(grad_prediction, logits, "grad_prediction");
   const Request request{logits, target, ignore_index};
-  Tensor gradient = torch::stable::new_empty(logits, {request.items(), request.classes(), request.voxels()});
-  advise_huge_pages(gradient);
+  Tensor gradient = new_result(logits, {request.items(), request.classes(), request.voxels()});
   for_float_dtype(logits.scalar_type(), "logits", [&]<class Logit>() {
     using Real = RealOf<Logit>;
     write_gradient<Logit>(request, static_cast<const Real*>(grad_intersection.const_data_ptr()),

@@ -14,6 +14,7 @@ from fastmed.inference.certificate import verdicts
 from fastmed.inference.engines.kinds import device_of, versions
 from fastmed.inference.run_settings import RunSettings
 from fastmed.malloc import keep_freed_memory, return_large_blocks
+from fastmed.ops import keep_result_memory
 
 
 def load_for_run(
@@ -46,7 +47,11 @@ def load_for_run(
         model = replace(model, engine_choice=model.engine_choice.replace("as asked", why))
     if settings.tune_malloc:
         is_eager = (model.engine.name, model.engine.device) == ("torch", "cpu")
-        keep_freed_memory() if is_eager else return_large_blocks()
+        if is_eager:
+            keep_freed_memory()
+        else:
+            return_large_blocks()
+            keep_result_memory(0)
     return model
 
 

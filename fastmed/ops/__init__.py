@@ -1,6 +1,7 @@
 """Kernels for CT on CPU and CUDA tensors; needs torch and numpy alone."""
 
 from fastmed.ops.boxes import box_giou, box_iou
+from fastmed.ops.memory import keep_result_memory
 from fastmed.ops.overlap import dice_score, iou_score, overlap_counts
 from fastmed.ops.resample import resample_argmax, window_resample
 from fastmed.ops.softmax_overlap import softmax_overlap
@@ -12,6 +13,7 @@ __all__ = [
     "box_iou",
     "dice_score",
     "iou_score",
+    "keep_result_memory",
     "nms",
     "nms_mask",
     "overlap_counts",
