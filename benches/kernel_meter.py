@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from fastmed import ops
 
 Call = Callable[[], object]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _COPIED_MB = 256
+
+
+def in_fresh_memory(call: Call, rounds: int) -> float:
+    """Seconds of a call on the CPU, the median, where the kernels keep no memory of results."""
+    with _no_kept_results():
+        return statistics.median(seconds(call) for _ in range(rounds))
 
 
 def seconds(call: Call, device: str = "cpu", repeats: int = 1) -> float:
@@ -40,6 +49,13 @@ class Observed:
 
 def observe(call: Call, device: str = "cpu", *, memory: bool = True) -> Observed:
     """Runs a call once; its extra bytes are NaN where nobody counts them."""
+    if memory and device == "cpu":
+        with _no_kept_results():  # a kept block would hide what the call takes
+            return _observe(call, device, memory=True)
+    return _observe(call, device, memory=memory)
+
+
+def _observe(call: Call, device: str, *, memory: bool) -> Observed:
     if not memory:
         before, peak = 0, lambda: float("nan")
     elif device != "cpu":
@@ -94,12 +110,11 @@ class Copies:
 class Race:
     """A kernel's competitors: each runs once before every round of the kernel.
 
-    Whoever needs long runs in fewer rounds than the kernel's `most`. Where calls are short, a round
+    Whoever needs long runs in fewer rounds than the kernel's `most`. Where a call is short, a round
     is many of them in a row.
     """
 
     device: str
-    short: bool
     most: int
     calls: dict[str, Call] = field(default_factory=dict)
     repeats: dict[str, int] = field(default_factory=dict)
@@ -110,7 +125,7 @@ class Race:
     def enter(self, name: str, call: Call, first: float) -> None:
         """first: seconds of its first call. One of several seconds counts its first call too."""
         self.calls[name] = call
-        self.repeats[name] = repeats_for(first) if self.short else 1
+        self.repeats[name] = repeats_for(first)
         self.rounds[name] = self.most if first < 0.7 else 3 if first < 4 else 2
         self.taken[name] = [first] if first >= 4 else []
 
@@ -126,8 +141,17 @@ class Race:
 
 
 def repeats_for(first: float) -> int:
-    """Calls in a row that make a round of a short call long enough for a clock."""
-    return max(1, min(50, int(1e-3 / max(first, 1e-6))))
+    """Calls in a row that make a round of a short call long enough for a clock, and warm."""
+    return max(1, min(50, int(5e-3 / max(first, 1e-6))))
+
+
+@contextlib.contextmanager
+def _no_kept_results() -> Iterator[None]:
+    before = ops.keep_result_memory(0)
+    try:
+        yield
+    finally:
+        ops.keep_result_memory(before)
 
 
 def _wait(device: str) -> None:

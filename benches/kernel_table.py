@@ -12,6 +12,7 @@ BEGIN, END = "<!-- kernels: table -->", "<!-- kernels: end of table -->"
 
 # What `at_most` in gates.toml may bound; a rival's or a call's name follows the last two.
 COPY, WARM, LIMIT, MEMORY = "plain copy of the output", "warm copy", "limit", "extra memory, MB"
+FRESH = "itself, in fresh memory"
 MEMORY_OF, TIME_OF = "extra memory of ", "time of "
 
 
@@ -20,6 +21,7 @@ class Row:
     """One call as it was measured: seconds and bytes, its rivals' beside it.
 
     copy, warm_copy: seconds of copying the output, to fresh memory and to memory in use.
+    fresh: seconds of the same call where no memory of earlier results is kept.
     limit: seconds of reading the inputs and writing the outputs once at the measured copy speed.
     left_out: rivals that cannot do it, and why.
     details: which of its ways a rival went.
@@ -34,6 +36,7 @@ class Row:
     left_out: Mapping[str, str] = field(default_factory=dict)
     copy: float = math.nan
     warm_copy: float = math.nan
+    fresh: float = math.nan
     limit: float = math.nan
     extra: float = math.nan
     rivals_extra: Mapping[str, float] = field(default_factory=dict)
@@ -56,6 +59,7 @@ def measures(row: Row, rows: Iterable[Row]) -> dict[str, float]:
     found = {
         COPY: row.seconds / row.copy,
         WARM: row.seconds / row.warm_copy,
+        FRESH: row.seconds / row.fresh,
         LIMIT: row.seconds / row.limit,
         MEMORY: row.extra / 2**20,
     }
@@ -137,13 +141,14 @@ def lines(rows: Sequence[Row], gates: Mapping[str, Mapping]) -> list[list[str]]:
             taken = _milliseconds(row.rivals[name])
             block.append([name + detail, taken, _times(ratio), theirs, gate, verdict])
         block += [[name, "-", "-", why, "", ""] for name, why in row.left_out.items()]
-        for name, taken in ((COPY, row.copy), (WARM, row.warm_copy), (LIMIT, row.limit)):
+        beside = {FRESH: row.fresh, COPY: row.copy, WARM: row.warm_copy, LIMIT: row.limit}
+        for name, taken in beside.items():
             if taken == taken:
                 gate, verdict = _bound(bounds, name, found)
                 share = f"{_figures(row.seconds / taken)} of it"
                 block.append([name, _milliseconds(taken), share, "", gate, verdict])
         for name in bounds:
-            if name not in (COPY, WARM, LIMIT):
+            if name not in beside:
                 gate, verdict = _bound(bounds, name, found)
                 value = found.get(name, math.nan)
                 block.append([name, "", f"{value:.2f}", "", gate, verdict])
