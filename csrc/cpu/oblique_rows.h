@@ -1,4 +1,4 @@
-// Samples of a row of output under any matrix: neighbours are found, fetched and blended a block at a time.
+// Samples of a row of output under any matrix.
 #pragma once
 
 #include <cstdint>
@@ -11,86 +11,126 @@
 namespace fastmed {
 
 constexpr int kSampleBlock = 128;
-constexpr int kSamplePrefetch = 24;
+constexpr int kGroup = 32;
 
 // Positions along a row of output in all three axes: start + step * x.
 struct Line {
   double start[3], step[3];
 };
 
-// Any matrix. Neighbours along x are fetched two by two into blocks, everything else runs on vectors.
+// Any matrix, a group of samples at a time. The work on several groups is interleaved, so that memory has answered when
+// its answer is needed: where a group's neighbours are is found and asked for two groups before they are fetched, and
+// they are blended a group later. Neighbours along x are fetched two by two, everything else runs on vectors.
 template <class Voxel, class Real, bool kFill>
 struct SampleLinear {
+  FASTMED_HD static void run(VolumeView<Voxel> volume, Line line, int64_t length, Real* __restrict sampled,
+                             Real* __restrict uncovered) {
+    Group groups[4];
+    const Corners corners(volume);
+    const int64_t count = (length + kGroup - 1) / kGroup;
+    for (int64_t next = 0; next < count + 3; ++next) {
+      if (next < count) {
+        locate(volume, line, static_cast<double>(next * kGroup), groups[next % 4]);
+        ask(volume.data, corners, groups[next % 4]);
+      }
+      if (next >= 2 && next < count + 2) fetch(volume.data, corners, groups[(next - 2) % 4]);
+      if (next < 3) continue;
+      const int64_t first = (next - 3) * kGroup;
+      finish(groups[(next - 3) % 4], length - first, sampled + first, uncovered + first);
+    }
+  }
+
+ private:
   struct Pair {
     Voxel low, high;
   };
 
-  FASTMED_HD static void run(VolumeView<Voxel> volume, Line line, int64_t length, Real* __restrict sampled,
-                             Real* __restrict uncovered) {
-    alignas(64) int32_t base[3][kSampleBlock];
-    alignas(64) Real weight_low[3][kSampleBlock], weight_high[3][kSampleBlock];
-    alignas(64) int64_t offset[kSampleBlock];
-    alignas(64) Pair pairs[4][kSampleBlock];
-    for (int64_t first = 0; first < length; first += kSampleBlock) {
-      const int count = static_cast<int>(length - first < kSampleBlock ? length - first : kSampleBlock);
-      for (int axis = 0; axis < 3; ++axis) {
-        const double start = line.start[axis], step = line.step[axis];
-        const int32_t axis_length = volume.lengths[axis];
-        for (int x = 0; x < count; ++x) {
-          const double position = start + step * static_cast<double>(static_cast<int32_t>(first) + x);
-          const PairTap<Real> tap = pair_tap<Real, kFill>(position, axis_length);
-          base[axis][x] = tap.base;
-          weight_low[axis][x] = tap.weight_low;
-          weight_high[axis][x] = tap.weight_high;
-        }
+  struct Group {
+    alignas(64) int64_t offset[kGroup];
+    alignas(64) Real weight_low[3][kGroup], weight_high[3][kGroup];
+    alignas(64) Pair pairs[4][kGroup];
+  };
+
+  // From a sample's first neighbour to the first of each pair; an axis of one voxel has no second.
+  struct Corners {
+    int64_t steps[4];
+    bool has_pairs;
+
+    FASTMED_HD explicit Corners(const VolumeView<Voxel>& volume) : has_pairs(volume.lengths[2] > 1) {
+      const int64_t step_z = volume.lengths[0] > 1 ? volume.stride_z : 0;
+      const int64_t step_y = volume.lengths[1] > 1 ? volume.stride_y : 0;
+      for (int row = 0; row < 4; ++row) steps[row] = row / 2 * step_z + row % 2 * step_y;
+    }
+  };
+
+  // A whole group, also where the line ends within it: what lies beyond has neighbours in the volume, too.
+  FASTMED_HD static void locate(const VolumeView<Voxel>& volume, const Line& line, double first, Group& group) {
+    alignas(64) int32_t base[3][kGroup];
+    for (int axis = 0; axis < 3; ++axis) {
+      const double start = line.start[axis], step = line.step[axis];
+      const int32_t axis_length = volume.lengths[axis];
+      for (int x = 0; x < kGroup; ++x) {
+        const double position = start + step * (first + static_cast<double>(x));
+        const PairTap<Real> tap = pair_tap<Real, kFill>(position, axis_length);
+        base[axis][x] = tap.base;
+        group.weight_low[axis][x] = tap.weight_low;
+        group.weight_high[axis][x] = tap.weight_high;
       }
-      for (int x = 0; x < count; ++x) {
-        offset[x] = base[0][x] * volume.stride_z + base[1][x] * volume.stride_y + base[2][x];
-      }
-      fetch(volume, offset, count, pairs);
-      for (int x = 0; x < count; ++x) {
-        Real rows[4];
-        for (int row = 0; row < 4; ++row) {
-          rows[row] = blend(weight_low[2][x], pairs[row][x].low, weight_high[2][x], pairs[row][x].high);
-        }
-        const Real near = blend(weight_low[1][x], rows[0], weight_high[1][x], rows[1]);
-        const Real far = blend(weight_low[1][x], rows[2], weight_high[1][x], rows[3]);
-        sampled[first + x] = blend(weight_low[0][x], near, weight_high[0][x], far);
-        if constexpr (kFill) {
-          uncovered[first + x] = Real(1) - (weight_low[0][x] + weight_high[0][x]) *
-                                               (weight_low[1][x] + weight_high[1][x]) *
-                                               (weight_low[2][x] + weight_high[2][x]);
+    }
+    for (int x = 0; x < kGroup; ++x) {
+      group.offset[x] = base[0][x] * volume.stride_z + base[1][x] * volume.stride_y + base[2][x];
+    }
+  }
+
+  FASTMED_HD static void ask(const Voxel* data, const Corners& corners, const Group& group) {
+    for (int x = 0; x < kGroup; ++x) {
+      for (int row = 0; row < 4; ++row) __builtin_prefetch(data + group.offset[x] + corners.steps[row]);
+    }
+  }
+
+  FASTMED_HD static void fetch(const Voxel* data, const Corners& corners, Group& group) {
+    for (int x = 0; x < kGroup; ++x) {
+      for (int row = 0; row < 4; ++row) {
+        const Voxel* const low = data + group.offset[x] + corners.steps[row];
+        if (corners.has_pairs) {
+          std::memcpy(&group.pairs[row][x], low, sizeof(Pair));
+        } else {
+          group.pairs[row][x] = {*low, *low};
         }
       }
     }
   }
 
- private:
-  FASTMED_HD static void fetch(VolumeView<Voxel> volume, const int64_t* offset, int count, Pair (*pairs)[kSampleBlock]) {
-    const int64_t step_z = volume.lengths[0] > 1 ? volume.stride_z : 0;
-    const int64_t step_y = volume.lengths[1] > 1 ? volume.stride_y : 0;
-    const int64_t steps[4] = {0, step_y, step_z, step_z + step_y};
-    if (volume.lengths[2] == 1) {  // there is no second voxel to read
-      for (int x = 0; x < count; ++x) {
-        for (int row = 0; row < 4; ++row) {
-          const Voxel voxel = volume.data[offset[x] + steps[row]];
-          pairs[row][x] = {voxel, voxel};
-        }
-      }
-      return;
+  FASTMED_HD static void finish(const Group& group, int64_t count, Real* __restrict sampled,
+                                Real* __restrict uncovered) {
+    if (count >= kGroup) return blend(group, sampled, uncovered);
+    Real few_sampled[kGroup], few_uncovered[kGroup];
+    blend(group, few_sampled, few_uncovered);
+    for (int64_t x = 0; x < count; ++x) sampled[x] = few_sampled[x];
+    if constexpr (kFill) {
+      for (int64_t x = 0; x < count; ++x) uncovered[x] = few_uncovered[x];
     }
-    for (int x = 0; x < count; ++x) {
-      const Voxel* const near = volume.data + offset[x];
-      const Voxel* const ahead = volume.data + offset[x + kSamplePrefetch < count ? x + kSamplePrefetch : x];
+  }
+
+  FASTMED_HD static void blend(const Group& group, Real* __restrict sampled, Real* __restrict uncovered) {
+    const auto& low = group.weight_low;
+    const auto& high = group.weight_high;
+    for (int x = 0; x < kGroup; ++x) {
+      Real rows[4];
       for (int row = 0; row < 4; ++row) {
-        __builtin_prefetch(ahead + steps[row]);
-        std::memcpy(&pairs[row][x], near + steps[row], sizeof(Pair));
+        rows[row] = between(low[2][x], group.pairs[row][x].low, high[2][x], group.pairs[row][x].high);
+      }
+      const Real near = between(low[1][x], rows[0], high[1][x], rows[1]);
+      const Real far = between(low[1][x], rows[2], high[1][x], rows[3]);
+      sampled[x] = between(low[0][x], near, high[0][x], far);
+      if constexpr (kFill) {
+        uncovered[x] = Real(1) - (low[0][x] + high[0][x]) * (low[1][x] + high[1][x]) * (low[2][x] + high[2][x]);
       }
     }
   }
 
   template <class Value>
-  FASTMED_HD static Real blend(Real weight_low, Value low, Real weight_high, Value high) {
+  FASTMED_HD static Real between(Real weight_low, Value low, Real weight_high, Value high) {
     const Real near = static_cast<Real>(low), far = static_cast<Real>(high);
     if constexpr (std::is_integral_v<Voxel>) {
       return weight_low * near + weight_high * far;
