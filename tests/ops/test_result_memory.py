@@ -130,7 +130,11 @@ def test_many_blocks_are_no_more_than_the_limit():
     ops.keep_result_memory(32 * MB)
     results = [result(mb=1) for _ in range(200)]
     assert resident_mb() - before > 180
+    places = {each.data_ptr() for each in results}
     results.clear()
+    assert resident_mb() - before < 36
+    again = [result(mb=1) for _ in range(10)]
+    assert {each.data_ptr() for each in again} <= places
     assert resident_mb() - before < 36
 
 
