@@ -13,7 +13,7 @@ from fastmed.testing import (
     with_degenerate,
 )
 
-NAN = float("nan")
+NAN, INFINITY = float("nan"), float("inf")
 
 # box, other box, IoU, GIoU
 TABLE = {
@@ -78,6 +78,21 @@ def test_rows_may_end_anywhere_in_a_vector(count2, dtype):
         boxes2 = with_degenerate(random_boxes([3, count2], axes, dtype, seed=1 + count2))
         assert torch.equal(box_iou(boxes1, boxes2), box_iou_reference(boxes1, boxes2))
         assert torch.equal(box_giou(boxes1, boxes2), box_giou_reference(boxes1, boxes2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_nan_of_either_sign_and_infinity_agree_with_the_reference(axes, dtype, device):
+    special = torch.tensor([NAN, -NAN, INFINITY, -INFINITY, -0.0, 0.0, 1.0, 2.0], dtype=dtype)
+    places = torch.randint(8, (2, 200, 2 * axes), generator=torch.Generator().manual_seed(0))
+    boxes1, boxes2 = special[places].to(device)
+    of_nan = boxes1.isnan().any(1)[:, None] | boxes2.isnan().any(1)
+    for op, reference in ((box_iou, box_iou_reference), (box_giou, box_giou_reference)):
+        result = op(boxes1, boxes2)
+        torch.testing.assert_close(
+            result, reference(boxes1, boxes2), rtol=0, atol=0, equal_nan=True
+        )
+        assert result[of_nan].isnan().all()
 
 
 def test_values_lie_in_their_ranges(device):

@@ -119,7 +119,7 @@ def test_nothing_is_kept_above_the_limit_and_the_newest_is_kept():
     del again
     too_large = result(mb=120)
     del too_large
-    assert resident_mb() - before < 100
+    assert 80 < resident_mb() - before < 100
     assert ops.keep_result_memory(0) == 100 * MB
     assert resident_mb() - before < 10
 
@@ -130,19 +130,18 @@ def test_many_blocks_are_no_more_than_the_limit():
     ops.keep_result_memory(32 * MB)
     results = [result(mb=1) for _ in range(200)]
     assert resident_mb() - before > 180
-    places = {each.data_ptr() for each in results}
     results.clear()
-    assert resident_mb() - before < 36
-    again = [result(mb=1) for _ in range(10)]
-    assert {each.data_ptr() for each in again} <= places
-    assert resident_mb() - before < 36
+    assert 12 < resident_mb() - before < 36
+    result(mb=20)
+    assert 28 < resident_mb() - before < 36
 
 
-def test_with_a_limit_of_0_a_result_is_torchs_own():
+def test_with_a_limit_of_0_or_below_1_mb_a_result_is_torchs_own():
     ops.keep_result_memory(0)
-    own = result()
-    assert own.untyped_storage().resizable()
+    assert result().untyped_storage().resizable()
     ops.keep_result_memory(256 * MB)
+    volume = torch.zeros(1, 1, 1)
+    assert ops.window_resample(volume, IDENTITY, (1, 512, 511)).untyped_storage().resizable()
     wrapped = result()
     assert not wrapped.untyped_storage().resizable()
     with pytest.raises(RuntimeError, match="not resizable"):
