@@ -101,7 +101,9 @@ bench: bench-kernels
 
 # With MEMORY=kept, malloc keeps what is freed, for kernels and rivals alike, as in a process that has long been running.
 KEPT := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
-KERNEL_BENCH := $(if $(filter kept,$(MEMORY)),$(KEPT)) $(PYTHON) -m pytest benches --benchmark-quiet
+# The gates are of ordinary memory.
+KERNEL_BENCH := $(if $(filter kept,$(MEMORY)),$(KEPT)) $(PYTHON) -m pytest benches --benchmark-quiet \
+	$(if $(filter kept,$(MEMORY)),--no-gates)
 
 bench-kernels: $(VENV)/bench-ready
 	mkdir -p build
