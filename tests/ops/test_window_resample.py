@@ -47,14 +47,28 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("tilt", [0.0, 1.0], ids=["axis-aligned", "general"])
+@pytest.mark.parametrize("slope", [0.0, 0.25], ids=["axis-aligned", "general"])
 @pytest.mark.parametrize("name", TABLE)
-def test_table(name, tilt, device):
+def test_table(name, slope, device):
     stored, step, origin, keywords, expected = TABLE[name]
-    matrix = axis_matrix([1, 1, step], [0, 0, origin])
-    matrix[0, 1] = tilt  # times y = 0: forces the general path, moves nothing
-    result = window_resample(_row(stored).to(device), matrix.to(device), (1, 1, 3), **keywords)
+    volume = _row(stored).repeat(1, 3, 1).to(device)
+    matrix = axis_matrix([1, 1, step], [0, 1, origin])
+    matrix[1, 2] = slope  # from one row to another that is the same
+    result = window_resample(volume, matrix.to(device), (1, 1, 3), **keywords)
     torch.testing.assert_close(result.cpu(), _row(expected), equal_nan=True, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("fill", [None, -5.0])
+def test_slanting_rows_read_nothing_beyond_volumes_one_voxel_thick(fill, mode, dtype, device):
+    matrix = oblique_matrix((5, 5, 5), (6, 7, 40), tilt=0.3, turn=0.4).to(device)
+    for shape in ((1, 5, 5), (5, 1, 5), (5, 5, 1), (1, 1, 5), (1, 5, 1), (5, 1, 1), (1, 1, 1)):
+        volume = stored_voxels(shape).clamp(0, 255).to(device, dtype)
+        arguments = (volume, matrix, (6, 7, 40))
+        expected = window_resample_reference(*arguments, fill=fill, mode=mode)
+        result = window_resample(*arguments, fill=fill, mode=mode)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-3)
 
 
 DTYPES = [
