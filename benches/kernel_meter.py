@@ -22,6 +22,15 @@ _CLEAR = Path("/proc/self/clear_refs")
 _COPIED_MB = 256
 
 
+@contextlib.contextmanager
+def _no_kept_results() -> Iterator[None]:
+    before = ops.keep_result_memory(0)
+    try:
+        yield
+    finally:
+        ops.keep_result_memory(before)
+
+
 def in_fresh_memory(call: Call, rounds: int) -> float:
     """Seconds of a call on the CPU, the median, where the kernels keep no memory of results."""
     with _no_kept_results():
@@ -47,15 +56,9 @@ class Observed:
     extra: float
 
 
+@_no_kept_results()  # a kept block would hide what the call takes
 def observe(call: Call, device: str = "cpu", *, memory: bool = True) -> Observed:
     """Runs a call once; its extra bytes are NaN where nobody counts them."""
-    if memory and device == "cpu":
-        with _no_kept_results():  # a kept block would hide what the call takes
-            return _observe(call, device, memory=True)
-    return _observe(call, device, memory=memory)
-
-
-def _observe(call: Call, device: str, *, memory: bool) -> Observed:
     if not memory:
         before, peak = 0, lambda: float("nan")
     elif device != "cpu":
@@ -143,15 +146,6 @@ class Race:
 def repeats_for(first: float) -> int:
     """Calls in a row that make a round of a short call long enough for a clock, and warm."""
     return max(1, min(50, int(5e-3 / max(first, 1e-6))))
-
-
-@contextlib.contextmanager
-def _no_kept_results() -> Iterator[None]:
-    before = ops.keep_result_memory(0)
-    try:
-        yield
-    finally:
-        ops.keep_result_memory(before)
 
 
 def _wait(device: str) -> None:

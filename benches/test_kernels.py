@@ -90,7 +90,7 @@ def _in_fresh_memory(kernel, answer, device) -> float:
 
 
 def _enter_copies(race, answer, copies) -> None:
-    """The output copied to fresh memory, as the kernel's own is, and to memory in use."""
+    """The output copied to fresh memory, and to memory in use."""
     outputs = [each.detach() for each in (answer if isinstance(answer, tuple) else (answer,))]
     kept = [each.clone() for each in outputs]
     for name, copy in (

@@ -12,6 +12,7 @@ namespace fastmed {
 
 constexpr int kSampleBlock = 128;
 constexpr int kGroup = 32;
+constexpr int kFetchAfter = 2, kBlendAfter = 3;  // groups located meanwhile
 
 // Positions along a row of output in all three axes: start + step * x.
 struct Line {
@@ -19,24 +20,26 @@ struct Line {
 };
 
 // Any matrix, a group of samples at a time. The work on several groups is interleaved, so that memory has answered when
-// its answer is needed: where a group's neighbours are is found and asked for two groups before they are fetched, and
-// they are blended a group later. Neighbours along x are fetched two by two, everything else runs on vectors.
+// its answer is needed, and stores have left the way of the loads that follow them. Neighbours along x are fetched two
+// by two, everything else runs on vectors.
 template <class Voxel, class Real, bool kFill>
 struct SampleLinear {
   FASTMED_HD static void run(VolumeView<Voxel> volume, Line line, int64_t length, Real* __restrict sampled,
                              Real* __restrict uncovered) {
-    Group groups[4];
+    Group ring[kBlendAfter + 1];
+    const auto group = [&](int64_t number) -> Group& { return ring[number % (kBlendAfter + 1)]; };
     const Corners corners(volume);
     const int64_t count = (length + kGroup - 1) / kGroup;
-    for (int64_t next = 0; next < count + 3; ++next) {
-      if (next < count) {
-        locate(volume, line, static_cast<double>(next * kGroup), groups[next % 4]);
-        ask(volume.data, corners, groups[next % 4]);
+    for (int64_t turn = 0; turn < count + kBlendAfter; ++turn) {
+      if (turn < count) {
+        locate(volume, line, static_cast<double>(turn * kGroup), group(turn));
+        ask(volume.data, corners, group(turn));
       }
-      if (next >= 2 && next < count + 2) fetch(volume.data, corners, groups[(next - 2) % 4]);
-      if (next < 3) continue;
-      const int64_t first = (next - 3) * kGroup;
-      finish(groups[(next - 3) % 4], length - first, sampled + first, uncovered + first);
+      const int64_t fetched = turn - kFetchAfter, blended = turn - kBlendAfter;
+      if (fetched >= 0 && fetched < count) fetch(volume.data, corners, group(fetched));
+      if (blended < 0) continue;
+      const int64_t first = blended * kGroup;
+      finish(group(blended), length - first, sampled + first, uncovered + first);
     }
   }
 

@@ -42,11 +42,10 @@ Tensor wrap(ResultBlock* block, const std::vector<int64_t>& shape, int32_t dtype
     strides[axis] = stride;
   }
   AtenTensorHandle handle = nullptr;
-  const AOTITorchError error =
-      torch_from_blob(block->data, shape.size(), shape.data(), strides.data(), 0, dtype, aoti_torch_device_type_cpu(),
-                      -1, &handle, aoti_torch_layout_strided(), nullptr, 0, free_result, block);
-  if (error) blocks().give_back(block);
-  STABLE_TORCH_ERROR_CODE_CHECK(error);
+  // On an error torch may have freed the block or not: to lose it is better than to hand it out twice.
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block->data, shape.size(), shape.data(), strides.data(), 0, dtype,
+                                                aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),
+                                                nullptr, 0, free_result, block));
   return Tensor(handle);
 }
 

@@ -94,8 +94,8 @@ def infer(
     log: a file to which what happens is appended, one JSON object to the line.
     tune_malloc: this process's malloc is set for a run (`fastmed.malloc`): with torch on the CPU,
         to keep from then on what is freed, which makes it about twice as fast; else to return
-        large blocks at once, so that a long run takes no more than a short one. The command does
-        so.
+        large blocks at once, so that a long run takes no more than a short one. The kernels keep
+        no memory of results then (`fastmed.ops.keep_result_memory`). The command does so.
 
     A series' folder appears when it is complete, by one rename. A series that cannot be done is
     named in the rows, in report.html and in manifest.json, and the others go on. What is done

@@ -47,11 +47,8 @@ def load_for_run(
         model = replace(model, engine_choice=model.engine_choice.replace("as asked", why))
     if settings.tune_malloc:
         is_eager = (model.engine.name, model.engine.device) == ("torch", "cpu")
-        if is_eager:
-            keep_freed_memory()
-        else:
-            return_large_blocks()
-            keep_result_memory(0)
+        keep_freed_memory() if is_eager else return_large_blocks()
+        keep_result_memory(0)
     return model
 
 

@@ -11,7 +11,7 @@ def keep_result_memory(limit_bytes: int) -> int:
     The system fills fresh memory with zeros when it is first written, which takes several times as
     long as most kernels of this package. So a result of 1 MB and more leaves its memory, once no
     tensor uses it, to a later one of half its size up to its own. 256 MB are kept unless this says
-    otherwise; above the limit the memory kept longest goes back to the system.
+    otherwise, of 16 results at most; the memory kept longest goes back to the system first.
 
     On Linux with torch 2.11 or newer; elsewhere results are torch's own and nothing is kept.
     Such a result cannot grow in place (`resize_`), as a tensor over a NumPy array cannot.
